@@ -1,0 +1,10 @@
+"""The app of this metric's Space."""
+
+from pathlib import Path
+
+from salvage_hf.spaces import build
+
+app = build(Path(__file__).with_name("r_mif.py"))
+
+if __name__ == "__main__":
+    app.launch()

@@ -1,0 +1,15 @@
+"""R-SRG, relative symmetric relevance gain: R-LIF - R-MIF."""
+
+from salvage_hf import evaluate_support
+
+
+class RSrg(evaluate_support.AttributionMetric):
+    def _info(self):
+        return evaluate_support.metric_info(__doc__, evaluate_support.RELATIVE_INPUTS, evaluate_support.PATCH_MAPS)
+
+    def _compute(
+        self, predictions, references, pixel_values=None, model=None, n_masks=128, seed=0, ids=None, batch_size=32
+    ):
+        return evaluate_support.relative_results(
+            "r_srg", predictions, references, pixel_values, model, n_masks, seed, ids, batch_size
+        )

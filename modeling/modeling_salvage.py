@@ -1,0 +1,237 @@
+"""Salvage: an explainer that gives every patch a positive and a negative Shapley value for every class.
+
+The letters of the shape comments: B images, M subsets per image, N patches, K classes, D hidden size of the head.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_salvage import SalvageConfig
+
+
+@dataclass
+class SalvageOutput(ModelOutput):
+    """What a Salvage model returns.
+
+    Args:
+        loss: classification loss of `logits`, when `SalvageForImageClassification` is given labels.
+        logits: [B, K], u(N) before softmax or sigmoid: the prediction of the explainer itself (eq. 6).
+        attributions: [B, N, K], `positive_values - negative_values`: the Shapley value of each patch for each class.
+        positive_values: [B, N, K], phi+ of eq. 3.
+        negative_values: [B, N, K], phi- of eq. 3.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    attributions: torch.FloatTensor | None = None
+    positive_values: torch.FloatTensor | None = None
+    negative_values: torch.FloatTensor | None = None
+
+
+class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden_size = config.head_hidden_size
+        self.num_attention_heads = config.head_num_attention_heads
+        self.layernorm_before = nn.LayerNorm(hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.layernorm_after = nn.LayerNorm(hidden_size)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, config.head_mlp_ratio * hidden_size),
+            nn.GELU(),
+            nn.Linear(config.head_mlp_ratio * hidden_size, hidden_size),
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch_size, length, hidden_size = hidden_states.shape
+        qkv = self.qkv(self.layernorm_before(hidden_states))
+        # [B, L, 3D] -> 3 x [B, heads, L, D / heads]
+        query, key, value = qkv.view(batch_size, length, 3, self.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        attended = attended.transpose(1, 2).reshape(batch_size, length, hidden_size)
+        hidden_states = hidden_states + self.output(attended)
+        return hidden_states + self.mlp(self.layernorm_after(hidden_states))
+
+
+class SalvageMaskTransformer(nn.Module):
+    """Segmenter's mask transformer (Strudel et al., 2021) with two class tokens per class, for phi+ and phi-.
+
+    Unlike Segmenter there is no normalisation over the classes at the end: it would force unit variance on every
+    patch, background included.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        hidden_size = config.head_hidden_size
+        self.num_labels = config.num_labels
+        self.input_projection = nn.Linear(config.backbone_config.hidden_size, hidden_size)
+        self.class_embeddings = nn.Parameter(torch.empty(1, 2 * config.num_labels, hidden_size))
+        self.layers = nn.ModuleList(SalvageMaskTransformerLayer(config) for _ in range(config.head_num_layers))
+        self.layernorm = nn.LayerNorm(hidden_size)
+        self.patch_projection = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.class_projection = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, patch_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch_size, num_patches, _ = patch_features.shape
+        class_tokens = self.class_embeddings.expand(batch_size, -1, -1)
+        hidden_states = torch.cat([self.input_projection(patch_features), class_tokens], dim=1)  # [B, N + 2K, D]
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        hidden_states = self.layernorm(hidden_states)
+        patches = self.patch_projection(hidden_states[:, :num_patches])
+        classes = self.class_projection(hidden_states[:, num_patches:])
+        values = patches @ classes.transpose(1, 2) * classes.shape[-1] ** -0.5  # [B, N, 2K]
+        # Values are summed over all patches: in half precision the sum of some hundreds would lose the differences.
+        positive, negative = values.float().split(self.num_labels, dim=-1)
+        if self.num_labels > 1:
+            # Softmax ignores what is added to all classes alike, so only the centred values are identified.
+            positive = positive - positive.mean(dim=-1, keepdim=True)
+            negative = negative - negative.mean(dim=-1, keepdim=True)
+        return positive, negative
+
+
+class SalvagePreTrainedModel(PreTrainedModel):
+    config_class = SalvageConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SalvageMaskTransformerLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SalvageMaskTransformer):
+            nn.init.trunc_normal_(module.class_embeddings, std=self.config.initializer_range)
+            # All values start at zero: u(S) is uniform, and guided sampling starts as uniform sampling.
+            nn.init.zeros_(module.class_projection.weight)
+
+
+class SalvageModel(SalvagePreTrainedModel):
+    """The Salvage explainer: a DINOv2 encoder and a mask transformer (sections 4.1 and 5.1).
+
+    Example:
+        >>> model = AutoModel.from_pretrained("org/salvage-pet")
+        >>> out = model(pixel_values)
+        >>> out.attributions[:, :, label]
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.head = SalvageMaskTransformer(config)
+        self.post_init()
+
+    @classmethod
+    def from_classifier(cls, classifier: PreTrainedModel, **config_overrides) -> "SalvageModel":
+        """A fresh explainer in float32 for a DINOv2 image classifier, its backbone a copy of the classifier's.
+
+        Args:
+            classifier: a `Dinov2ForImageClassification` or `Dinov2WithRegistersForImageClassification`.
+            config_overrides: passed on to `SalvageConfig`.
+        """
+        config = classifier.config
+        if not config.model_type.startswith("dinov2"):
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__} (model type {config.model_type!r}); Salvage starts from "
+                "a DINOv2 image classifier, with or without registers"
+            )
+        if classifier.base_model is classifier:
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__}, a backbone without a classification head; "
+                "load it with AutoModelForImageClassification"
+            )
+        backbone_config = copy.deepcopy(config)
+        # The labels belong to the explainer's own config, and a path of this machine must not reach the Hub.
+        backbone_config.name_or_path = ""
+        backbone_config.num_labels = 2
+        backbone_config.architectures = None
+        backbone_config.dtype = None
+        labels = {"id2label": dict(config.id2label), "label2id": dict(config.label2id)}
+        model = cls(SalvageConfig(backbone_config=backbone_config, **{**labels, **config_overrides}))
+        model.backbone.load_state_dict(classifier.base_model.state_dict())
+        return model
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The backbone's patch tokens, CLS and registers left out: [B, C, H, W] -> [B, N, hidden size]."""
+        patch_size = self.config.backbone_config.patch_size
+        if pixel_values.shape[-2] % patch_size or pixel_values.shape[-1] % patch_size:
+            raise ValueError(
+                f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels, "
+                f"which patches of {patch_size} x {patch_size} do not divide"
+            )
+        num_prefix_tokens = 1 + getattr(self.config.backbone_config, "num_register_tokens", 0)
+        return self.backbone(pixel_values).last_hidden_state[:, num_prefix_tokens:]
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        patch_features: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SalvageOutput:
+        """Explains all classes of a batch of images in one pass.
+
+        Args:
+            pixel_values: [B, C, H, W], processed images.
+            patch_features: [B, N, hidden size], in place of `pixel_values`: what `patch_features` gave for them.
+        """
+        if (pixel_values is None) == (patch_features is None):
+            raise ValueError("give exactly one of pixel_values and patch_features")
+        if patch_features is None:
+            patch_features = self.patch_features(pixel_values)
+        positive_values, negative_values = self.head(patch_features)
+        return SalvageOutput(
+            logits=positive_values.sum(dim=1) / self.config.logit_temperature,
+            attributions=positive_values - negative_values,
+            positive_values=positive_values,
+            negative_values=negative_values,
+        )
+
+    def subset_logits(self, output: SalvageOutput, subsets: torch.Tensor) -> torch.Tensor:
+        """u(S) before softmax or sigmoid (eq. 4).
+
+        Args:
+            output: what the model returned for B images.
+            subsets: bool [B, M, N], True where a patch is visible.
+
+        Returns:
+            [B, M, K]
+        """
+        with torch.autocast(output.attributions.device.type, enabled=False):  # half precision would round the sums
+            visible = subsets.to(output.attributions.dtype) @ output.attributions  # [B, M, N] @ [B, N, K]
+        return (visible + output.negative_values.sum(dim=1, keepdim=True)) / self.config.logit_temperature
+
+
+class SalvageForImageClassification(SalvageModel):
+    """Salvage as a classifier, "classifying by explaining" (section 4.3): same weights, same output, plus a loss."""
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> SalvageOutput:
+        """As `SalvageModel`; labels [B] (class indices, or 0 and 1 with one label) add the classification loss."""
+        output = super().forward(pixel_values, **{**kwargs, "return_dict": True})
+        if labels is not None:
+            if self.num_labels == 1:
+                loss = nn.functional.binary_cross_entropy_with_logits(output.logits.squeeze(-1), labels.float())
+            else:
+                loss = nn.functional.cross_entropy(output.logits, labels)
+            output = SalvageOutput(**{**output, "loss": loss})
+        return output

@@ -1,0 +1,168 @@
+"""Attribution methods side by side on the same images: scores per image, kept in one results.json."""
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModel
+
+from . import attribution_methods
+from .data import ProcessedImages, image_names, load_images
+from .faithfulness import mean_and_stderr, rank_scores, relative_scores
+from .masking import MaskedClassifier, predicted_targets
+from .training import arg, check_writable
+
+logger = logging.getLogger(__name__)
+
+#: Scores of the tables, with their titles; higher is better where True.
+SCORES = {"srg": True, "lif": True, "mif": False, "r_srg": True, "r_lif": True, "r_mif": False}
+
+
+@dataclass
+class BenchmarkArguments:
+    """Arguments of scripts/benchmark.py."""
+
+    model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
+    explainer: str | None = arg(None, "The Salvage model, for the method salvage: a name on the Hub or a folder.")
+    methods: list[str] = field(
+        default_factory=lambda: ["salvage", "last_attention", "attention_rollout", "random"],
+        metadata={"help": f"Methods to compare: {', '.join(attribution_methods.REGISTRY)}."},
+    )
+    dataset_name: str | None = arg(None, "A data set on the Hub.")
+    dataset_split: str = arg("validation", "Its split.")
+    validation_dir: str | None = arg(None, "A folder of images, one sub-folder a class.")
+    image_column_name: str = arg("image", "Column of the images.")
+    label_column_name: str = arg("label", "Column of the labels.")
+    on_bad_image: str = arg("refuse", "What to do with unreadable images: refuse or skip.")
+    max_eval_samples: int | None = arg(None, "Evaluate on this many random images only.")
+    masking: str = arg("drop", "How patches are hidden from the classifier.")
+    n_masks: int = arg(128, "Draws per size and direction of the relative scores.")
+    per_device_eval_batch_size: int = arg(32, "Images a batch and process.")
+    seed: int = arg(0, "Seed of everything random.")
+    output_dir: str = arg("outputs/benchmark", "Where results.json and table.md are written.")
+
+    def __post_init__(self):
+        unknown = [name for name in self.methods if name not in attribution_methods.REGISTRY]
+        if unknown:
+            raise ValueError(
+                f"no attribution method {unknown[0]!r}; there are {', '.join(attribution_methods.REGISTRY)}"
+            )
+        if "salvage" in self.methods and self.explainer is None:
+            raise ValueError("the method salvage needs explainer=, a Salvage model")
+
+
+def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
+    """Scores every method on every image; a run that was stopped continues after the last finished method.
+
+    Returns:
+        What results.json holds: "ids" and "targets" of the images, and for each method its scores per image.
+    """
+    check_writable(args.output_dir)
+    accelerator = Accelerator()
+    with accelerator.main_process_first():
+        v = MaskedClassifier.from_pretrained(args.model_name_or_path, masking=args.masking).to(accelerator.device)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+        dataset = load_images(
+            args.dataset_name, args.validation_dir, args.dataset_split, args.image_column_name, args.on_bad_image
+        )
+    images = ProcessedImages(dataset, processor, v.config, args.image_column_name, args.label_column_name)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.max_eval_samples]
+    chosen = chosen.sort().values.tolist()
+    loader = DataLoader(Subset(images, chosen), batch_size=args.per_device_eval_batch_size)
+    loader = accelerator.prepare(loader)
+
+    path = Path(args.output_dir) / "results.json"
+    settings = {name: value for name, value in asdict(args).items() if name not in ("methods", "output_dir")}
+    results: dict[str, Any] = {"arguments": settings, "methods": {}}
+    if path.is_file() and json.loads(path.read_text())["arguments"] == settings:
+        results = json.loads(path.read_text())
+    names = image_names(dataset, args.image_column_name)
+    results["ids"] = [names[index] for index in chosen]
+    results["targets"] = [images.labels[index] for index in chosen] if images.labels else []
+    explainer = None
+    if "salvage" in args.methods:
+        explainer = AutoModel.from_pretrained(args.explainer, dtype=torch.float32).to(accelerator.device).eval()
+        if "classification" not in results:
+            everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
+            results["classification"] = classification(accelerator, v, explainer, everything)
+    for name in args.methods:
+        if name in results["methods"]:
+            logger.info("%s is done already", name)
+            continue
+        options = {"explainer": explainer} if name == "salvage" else {}
+        method = attribution_methods.load(name, classifier=v, seed=args.seed, **options)
+        results["methods"][name] = score_method(accelerator, v, method, loader, args, name)
+        if accelerator.is_main_process:
+            # Written beside and renamed: a run stopped here leaves the earlier results whole.
+            path.with_suffix(".partial").write_text(json.dumps(results, indent=1) + "\n")
+            path.with_suffix(".partial").rename(path)
+            (path.parent / "table.md").write_text(markdown_table(results))
+    return results
+
+
+def score_method(
+    accelerator: Accelerator,
+    v: MaskedClassifier,
+    method: attribution_methods.Method,
+    loader: DataLoader,
+    args: BenchmarkArguments,
+    name: str,
+) -> dict[str, Any]:
+    """Scores of one method: lists over images (curves: their mean), and the seconds that explaining took."""
+    rows, curves, seconds = [], [], 0.0
+    for batch in tqdm(loader, desc=name, disable=not accelerator.is_main_process):
+        pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
+        start = time.perf_counter()
+        attributions = method(pixel_values, targets)
+        if attributions.is_cuda:
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - start
+        rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
+        relative = relative_scores(v, pixel_values, attributions, targets, args.n_masks, args.seed, ids)
+        scores = [rank.srg, rank.lif, rank.mif, relative.r_srg, relative.r_lif, relative.r_mif, relative.r_srg_stderr]
+        rows.append(accelerator.gather_for_metrics(torch.stack(scores, dim=1)))
+        of_batch = [rank.lif_curve, rank.mif_curve, relative.r_lif_curve, relative.r_mif_curve]
+        curves.append(accelerator.gather_for_metrics(torch.stack(of_batch, dim=1)))
+    columns = torch.cat(rows).T.tolist()
+    mean_curves = torch.cat(curves).mean(dim=0).tolist()
+    return {
+        **dict(zip((*SCORES, "r_srg_draw_stderr"), columns, strict=True)),
+        "curves": dict(zip(("lif", "mif", "r_lif", "r_mif"), mean_curves, strict=True)),
+        "seconds_explaining": seconds,
+    }
+
+
+@torch.no_grad()
+def classification(accelerator: Accelerator, v: MaskedClassifier, explainer, loader: DataLoader) -> dict[str, float]:
+    """ "Classifying by explaining": accuracy of the classifier and of the explainer, and how often they agree."""
+    rows = []
+    for batch in tqdm(loader, desc="Classifying", disable=not accelerator.is_main_process):
+        rows_columns = v.patch_grid(batch["pixel_values"])
+        everything = torch.ones(len(batch["ids"]), 1, rows_columns[0] * rows_columns[1], dtype=torch.bool)
+        classified = predicted_targets(v.logits(batch["pixel_values"], everything)[:, 0])
+        explained = predicted_targets(explainer(batch["pixel_values"]).logits)
+        row = torch.stack([classified == batch["labels"], explained == batch["labels"], classified == explained], dim=1)
+        rows.append(accelerator.gather_for_metrics(row))
+    table = torch.cat(rows)
+    means = table.double().mean(dim=0).tolist()
+    return {"images": len(table), **dict(zip(("classifier", "explainer", "agreement"), means, strict=True))}
+
+
+def markdown_table(results: dict[str, Any]) -> str:
+    """Mean and standard error over images in percent, a row per method."""
+    arrows = [f"{name.upper().replace('_', '-')} {'↑' if higher else '↓'}" for name, higher in SCORES.items()]
+    lines = [f"| method | {' | '.join(arrows)} |", "|---" * (len(SCORES) + 1) + "|"]
+    for name, scores in results["methods"].items():
+        cells = []
+        for score in SCORES:
+            mean, stderr = mean_and_stderr(torch.tensor(scores[score]))
+            cells.append(f"{100 * mean:.1f} ± {100 * stderr:.1f}")
+        lines.append(f"| {attribution_methods.REGISTRY[name].title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,189 @@
+"""Faithfulness of attributions: what the classifier predicts as patches are added (section 5.3, appendix A.1).
+
+Curves run over subset sizes 1..N (column s - 1 belongs to size s), in probability (0..1) of the target class. LIF and
+MIF are the insertion and the deletion curve of the same order, read by number of visible patches.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from . import subsets as sampling
+from .masking import MaskedClassifier, ValueFunction, as_value_function, check_targets, target_probability, value_at
+
+
+@dataclass
+class RankScores:
+    """Algorithm 1, per image: scores [B] and curves [B, N]."""
+
+    mif: torch.Tensor
+    lif: torch.Tensor
+    mif_curve: torch.Tensor
+    lif_curve: torch.Tensor
+
+    @property
+    def srg(self) -> torch.Tensor:
+        """Symmetric relevance gain, LIF - MIF (eq. 7): [B]."""
+        return self.lif - self.mif
+
+
+@dataclass
+class RelativeScores:
+    """Algorithm 2, per image: scores [B], standard errors over the draws [B], and curves [B, N]."""
+
+    r_mif: torch.Tensor
+    r_lif: torch.Tensor
+    r_mif_stderr: torch.Tensor
+    r_lif_stderr: torch.Tensor
+    r_mif_curve: torch.Tensor
+    r_lif_curve: torch.Tensor
+
+    @property
+    def r_srg(self) -> torch.Tensor:
+        """R-LIF - R-MIF (eq. 8): [B]."""
+        return self.r_lif - self.r_mif
+
+    @property
+    def r_srg_stderr(self) -> torch.Tensor:
+        """Standard error of `r_srg` over the draws, those of R-LIF and R-MIF being independent: [B]."""
+        return (self.r_lif_stderr**2 + self.r_mif_stderr**2).sqrt()
+
+
+@torch.no_grad()
+def rank_scores(
+    v: "MaskedClassifier | ValueFunction | str",
+    pixel_values: torch.Tensor,
+    attributions: torch.Tensor,
+    targets: torch.Tensor,
+    seed: int = 0,
+    ids: torch.Tensor | None = None,
+) -> RankScores:
+    """MIF, LIF and SRG (Algorithm 1).
+
+    LIF adds patches from most to least important, MIF from least to most; a score is the mean prediction over sizes
+    1..N. MIF's order is LIF's reversed, so both together need 2N - 1 subsets of an image.
+
+    Args:
+        v: the classifier, in any form `as_value_function` takes.
+        pixel_values: [B, C, H, W].
+        attributions: [B, N], the map of each image's target class.
+        targets: int64 [B], the explained classes.
+        seed: patches of equal attribution are ordered at random under this seed.
+        ids: int64 [B], what an image's random numbers are keyed by; its pixels when None.
+    """
+    value = _value_at(v, pixel_values, attributions, targets)
+    num_patches = attributions.shape[1]
+    generator = sampling.KeyedGenerator(seed, _keys(pixel_values, ids).to(attributions.device))
+    # Equal attributions are neighbours after the stable sort, in the random order they were shuffled into before it.
+    shuffled = generator.uniform(num_patches).argsort(dim=-1)
+    order = attributions.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    place = sampling.positions(shuffled.gather(1, order))[:, None]  # [B, 1, N], 0 is the most important
+    sizes = torch.arange(1, num_patches + 1, device=attributions.device)[None, :, None]
+    lif_subsets = place < sizes
+    mif_subsets = place >= num_patches - sizes[:, :-1]
+    curves = value(torch.cat([lif_subsets, mif_subsets], dim=1))  # [B, 2N - 1]
+    lif_curve, full = curves[:, :num_patches], curves[:, num_patches - 1 : num_patches]
+    mif_curve = torch.cat([curves[:, num_patches:], full], dim=1)
+    return RankScores(mif_curve.mean(dim=1), lif_curve.mean(dim=1), mif_curve, lif_curve)
+
+
+@torch.no_grad()
+def relative_scores(
+    v: "MaskedClassifier | ValueFunction | str",
+    pixel_values: torch.Tensor,
+    attributions: torch.Tensor,
+    targets: torch.Tensor,
+    n_masks: int = 128,
+    seed: int = 0,
+    ids: torch.Tensor | None = None,
+    progress: bool = False,
+) -> RelativeScores:
+    """R-MIF, R-LIF and R-SRG (Algorithm 2).
+
+    For every size 1..N, n_masks subsets are drawn in proportion to the min-max normalised attributions (R-LIF), and as
+    many to one minus them (R-MIF). One weighted order serves all sizes, so that the n_masks orders of an image are
+    independent samples of its score, and the standard error is taken over them. This costs
+    2 * n_masks * (N - 1) + 1 forwards an image; all images advance through the sizes together.
+
+    Args:
+        v: the classifier, in any form `as_value_function` takes.
+        pixel_values: [B, C, H, W].
+        attributions: [B, N], the map of each image's target class.
+        targets: int64 [B], the explained classes.
+        n_masks: draws per size and direction; 128 in the paper. With 1 the standard errors are NaN.
+        seed: seed of the draws.
+        ids: int64 [B], what an image's draws are keyed by; its pixels when None.
+        progress: show a progress bar over the sizes.
+    """
+    if n_masks < 1:
+        raise ValueError(f"n_masks must be at least 1, got {n_masks}")
+    value = _value_at(v, pixel_values, attributions, targets)
+    batch_size, num_patches = attributions.shape
+    weights = sampling.min_max_weights(attributions)
+    generator = sampling.KeyedGenerator(seed, _keys(pixel_values, ids).to(attributions.device))
+    lif_orders = sampling.weighted_orders(weights, n_masks, generator=generator)
+    mif_orders = sampling.weighted_orders(1 - weights, n_masks, generator=generator)
+    places = sampling.positions(torch.cat([lif_orders, mif_orders], dim=1))  # [B, 2 n_masks, N]
+    # Some sizes at a time: enough for dense batches, and few enough that the subsets never stand in memory at once.
+    step = max(1, 512 // (2 * n_masks))
+    curves = []
+    for sizes in tqdm(torch.arange(1, num_patches).split(step), desc="subset sizes", disable=not progress):
+        block = places[..., None, :] < sizes.to(places.device)[:, None]  # [B, 2 n_masks, sizes, N]
+        curves.append(value(block.flatten(1, 2)).unflatten(1, (2, n_masks, -1)))
+    full = value(torch.ones(batch_size, 1, num_patches, dtype=torch.bool, device=places.device))
+    curves.append(full[:, None, None].expand(-1, 2, n_masks, -1))
+    curves = torch.cat(curves, dim=-1)  # [B, 2, n_masks, N]
+    scores = curves.mean(dim=-1)
+    r_lif, r_mif = scores.mean(dim=-1).unbind(1)
+    variance = (scores - scores.mean(dim=-1, keepdim=True)).square().sum(dim=-1) / (n_masks - 1 or torch.nan)
+    lif_stderr, mif_stderr = (variance / n_masks).sqrt().unbind(1)
+    lif_curve, mif_curve = curves.mean(dim=2).unbind(1)
+    return RelativeScores(r_mif, r_lif, mif_stderr, lif_stderr, mif_curve, lif_curve)
+
+
+def mean_and_stderr(scores: torch.Tensor) -> tuple[float, float]:
+    """Mean over images and its standard error, NaN scores left out: [B] -> (mean, standard error)."""
+    scores = scores[~scores.isnan()].double()
+    if len(scores) < 2:
+        return (scores.item() if len(scores) else float("nan")), float("nan")
+    return scores.mean().item(), (scores.std() / len(scores) ** 0.5).item()
+
+
+def _keys(pixel_values: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+    return sampling.image_keys(pixel_values) if ids is None else ids
+
+
+def _value_at(
+    v: "MaskedClassifier | ValueFunction | str",
+    pixel_values: torch.Tensor,
+    attributions: torch.Tensor,
+    targets: torch.Tensor,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Checks the arguments. Returns subsets [B, M, N] -> probability of the targets [B, M], beside the attributions."""
+    batch_size = pixel_values.shape[0]
+    if batch_size == 0:
+        raise ValueError("pixel_values hold no image")
+    if attributions.ndim != 2 or attributions.shape[0] != batch_size:
+        raise ValueError(
+            f"attributions must be [B, N] with B = {batch_size}, one value a patch, "
+            f"got shape {tuple(attributions.shape)}"
+        )
+    if targets.shape != (batch_size,):
+        raise ValueError(f"targets must be [B] with B = {batch_size}, got shape {tuple(targets.shape)}")
+    if not attributions.isfinite().all():
+        bad = (~attributions.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(f"attributions are NaN or infinite for the images at {bad[:10]}")
+    v = as_value_function(v)
+    if isinstance(v, MaskedClassifier):
+        rows, columns = v.patch_grid(pixel_values)
+        if attributions.shape[1] != rows * columns:
+            raise ValueError(
+                f"attributions have {attributions.shape[1]} patches an image, the classifier sees {rows} x {columns} = "
+                f"{rows * columns} in images of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels"
+            )
+        check_targets(targets, v.num_labels)
+    probabilities = value_at(v, pixel_values)
+    device = attributions.device
+    return lambda subsets: target_probability(probabilities(subsets).to(device), targets.to(device))

@@ -1,0 +1,168 @@
+"""Which patches are visible: the subset distributions of the paper, seeded and vectorised.
+
+A subset is boolean, True where the patch is visible. Every function takes a `torch.Generator` or a `KeyedGenerator`;
+with the latter the draws of an image depend on its key alone, not on the batch it comes in.
+"""
+
+import torch
+
+
+class KeyedGenerator:
+    """Random numbers that image b draws from (seed, keys[b]) alone.
+
+    A counter-based generator: number j of image b is a hash of (seed, keys[b], j), so that batch size, order of the
+    images and number of processes change nothing. Successive calls draw fresh numbers.
+
+    Args:
+        seed: integers that select the stream, say (seed, step).
+        keys: int64 [B], one per image; draws are made on its device.
+    """
+
+    def __init__(self, seed: int | tuple[int, ...], keys: torch.Tensor):
+        self.device = keys.device
+        self._state = _mix(keys.to(torch.int64) * _signed(_GOLDEN))
+        for part in (seed,) if isinstance(seed, int) else seed:
+            self._state = _mix(self._state + _signed((part + 1) * _GOLDEN))
+        self._drawn = 0
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """float32 [B, *shape] in the open interval (0, 1)."""
+        count = torch.Size(shape).numel()
+        counter = torch.arange(self._drawn, self._drawn + count, device=self.device)
+        self._drawn += count
+        bits = _mix(self._state[:, None] + _mix(counter * _signed(_GOLDEN)))  # [B, count]
+        return ((_shift_right(bits, 41).double() + 0.5) * 2.0**-23).float().reshape(len(self._state), *shape)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """The finaliser of SplitMix64 (Steele et al., 2014), on int64 with wrap-around."""
+    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift_right(x, 31)
+
+
+def image_keys(pixel_values: torch.Tensor) -> torch.Tensor:
+    """A key per image from its pixels, int64 [B]: equal images have equal keys in any batch."""
+    bits = pixel_values.detach().float().contiguous().view(torch.int32).flatten(1).to(torch.int64)
+    position = torch.arange(bits.shape[1], device=bits.device) * _signed(_GOLDEN)
+    return _mix(bits + position).sum(dim=1)
+
+
+Generator = torch.Generator | KeyedGenerator
+
+
+def _exponentials(shape: tuple[int, int, int], generator: Generator) -> torch.Tensor:
+    """Positive standard exponential numbers, float32 [B, M, N]."""
+    if isinstance(generator, KeyedGenerator):
+        return -generator.uniform(*shape[1:]).log()
+    return torch.empty(shape, device=generator.device).exponential_(generator=generator)
+
+
+def uniform_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
+    """Independent sizes |S| ~ U{1..N} (Algorithm 3, line 6): int64 [B, M]."""
+    if isinstance(generator, KeyedGenerator):
+        return (generator.uniform(num_subsets).double() * num_patches).long() + 1
+    shape = (batch_size, num_subsets)
+    return torch.randint(1, num_patches + 1, shape, generator=generator, device=generator.device)
+
+
+def weighted_orders(weights: torch.Tensor, num_subsets: int, *, generator: Generator) -> torch.Tensor:
+    """Successive draws without replacement, each in proportion to weight.
+
+    The first s entries of an order are a weighted draw of size s, so one order serves every size. Patches of weight
+    0 come after all others, in random order.
+
+    Args:
+        weights: [B, N], non-negative.
+        num_subsets: M, orders per image.
+        generator: source of randomness.
+
+    Returns:
+        int64 [B, M, N]; entry j is the patch drawn j-th.
+    """
+    batch_size, num_patches = weights.shape
+    weights = weights.detach().float()[:, None, :]
+    # Exponential races (Gumbel top-k): the patch with the smallest E / w is drawn first.
+    noise = _exponentials((batch_size, num_subsets, num_patches), generator).to(weights.device)
+    order = (noise.log() - weights.clamp_min(torch.finfo(torch.float32).tiny).log()).argsort(dim=-1)
+    drawn_zero = (weights == 0).expand_as(order).gather(-1, order)
+    return order.gather(-1, drawn_zero.to(torch.uint8).argsort(dim=-1, stable=True))
+
+
+def positions(orders: torch.Tensor) -> torch.Tensor:
+    """At which place each patch stands in an order: the inverse permutation, int64 [..., N]."""
+    places = torch.arange(orders.shape[-1], device=orders.device).expand_as(orders)
+    return torch.empty_like(orders).scatter_(-1, orders, places)
+
+
+def min_max_weights(scores: torch.Tensor) -> torch.Tensor:
+    """Scores [..., N] scaled to 0..1 (Algorithms 2 and 3); a constant map gives zeros, which draw uniformly."""
+    low, high = scores.amin(dim=-1, keepdim=True), scores.amax(dim=-1, keepdim=True)
+    span = high - low
+    return (scores - low) / torch.where(span > 0, span, torch.ones_like(span))
+
+
+def _sizes(sizes: torch.Tensor | None, shape: tuple[int, int], num_patches: int, generator: Generator) -> torch.Tensor:
+    """Sizes [B, M]: those given ([B, M], or [M] shared by all images), or independent uniform ones."""
+    return uniform_sizes(*shape, num_patches, generator=generator) if sizes is None else sizes.expand(shape)
+
+
+def uniform(
+    batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Uniform sampling: the size ~ U{1..N}, then every subset of that size alike.
+
+    Args:
+        batch_size: B.
+        num_subsets: M.
+        num_patches: N.
+        generator: source of randomness.
+        sizes: int64 [M] or [B, M], in place of drawing them. Sizes shared by all images ([M]) let a classifier see
+            slot m of all images as one dense batch.
+
+    Returns:
+        bool [B, M, N]
+    """
+    weights = torch.ones(batch_size, num_patches, device=generator.device)
+    sizes = _sizes(sizes, (batch_size, num_subsets), num_patches, generator).to(weights.device)
+    return positions(weighted_orders(weights, num_subsets, generator=generator)) < sizes[..., None]
+
+
+def attribution_guided(
+    scores: torch.Tensor, num_subsets: int, *, generator: Generator, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attribution-guided sampling (Algorithm 3).
+
+    The patches of the first half of the subsets are drawn in proportion to the min-max normalised scores, those of
+    the second half in proportion to one minus them.
+
+    Args:
+        scores: [B, N], the current attributions of the target class.
+        num_subsets: M; with an odd number the first half has one more.
+        generator: source of randomness.
+        sizes: int64 [M] or [B, M], as in `uniform`.
+
+    Returns:
+        bool [B, M, N]
+    """
+    batch_size, num_patches = scores.shape
+    weights = min_max_weights(scores.detach().float())
+    sizes = _sizes(sizes, (batch_size, num_subsets), num_patches, generator).to(scores.device)
+    half = (num_subsets + 1) // 2
+    orders = [
+        weighted_orders(weights, half, generator=generator),
+        weighted_orders(1 - weights, num_subsets - half, generator=generator),
+    ]
+    return positions(torch.cat(orders, dim=1)) < sizes[..., None]

@@ -1,0 +1,402 @@
+"""The training loop shared by classifiers and explainers, over accelerate.
+
+A run is a pure function of its arguments: data order, subsets and initial weights come from the seed, and a resumed
+run continues bit for bit (on a CPU) where the checkpoint was written. Global batches are the same for any number of
+processes.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import ProjectConfiguration, set_seed
+from huggingface_hub import HfApi
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from .data import load_images
+
+logger = logging.getLogger(__name__)
+
+#: Folder in output_dir where trackers that write files put them.
+TRACKER_LOGS = "logs"
+
+#: Arguments that a resumed run may change: they leave the numbers of the training steps as they are.
+_FREE = {
+    "output_dir",
+    "num_train_epochs",
+    "max_train_steps",
+    "validation_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "dataloader_num_workers",
+    "per_device_eval_batch_size",
+    "with_tracking",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
+}
+
+
+def arg(default: Any, help: str) -> Any:
+    """A field of an arguments dataclass, with the help that the command line shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class LoopArguments:
+    """Arguments of every training script, named as in transformers' no-trainer examples."""
+
+    output_dir: str = arg(
+        "outputs", "Where the best model, the last one (last/) and checkpoints (step_N/) are written."
+    )
+    dataset_name: str | None = arg(None, "A data set on the Hub.")
+    train_dir: str | None = arg(None, "A folder of training images, one sub-folder a class.")
+    validation_dir: str | None = arg(
+        None, "A folder of validation images; a part of the training images when not given."
+    )
+    train_val_split: float = arg(0.05, "Share of the training images kept for validation without --validation_dir.")
+    max_train_samples: int | None = arg(None, "Train on this many random images only.")
+    max_eval_samples: int | None = arg(None, "Validate on this many random images only.")
+    image_column_name: str = arg("image", "Column of the images.")
+    label_column_name: str = arg("label", "Column of the labels.")
+    on_bad_image: str = arg("refuse", "What to do with unreadable images: refuse or skip.")
+    per_device_train_batch_size: int = arg(64, "Images a step and process.")
+    per_device_eval_batch_size: int = arg(64, "Images a validation step and process.")
+    gradient_accumulation_steps: int = arg(1, "Batches an optimizer step.")
+    learning_rate: float = arg(1e-5, "Peak learning rate of AdamW.")
+    weight_decay: float = arg(1e-5, "Weight decay of AdamW.")
+    num_train_epochs: int = arg(50, "Passes over the training images.")
+    max_train_steps: int | None = arg(None, "Optimizer steps, in place of epochs.")
+    lr_scheduler_type: str = arg("linear", "Schedule, as in transformers.get_scheduler.")
+    num_warmup_steps: int = arg(0, "Steps of linear warm-up.")
+    max_grad_norm: float = arg(1.0, "Gradients are clipped to this norm.")
+    validation_steps: int = arg(500, "Optimizer steps between validations.")
+    checkpointing_steps: int | str | None = arg(
+        500, "Optimizer steps between checkpoints, or 'epoch'; the last step always writes one."
+    )
+    checkpoints_total_limit: int = arg(2, "How many checkpoints are kept.")
+    resume_from_checkpoint: str | None = arg(None, "A checkpoint folder, or 'latest' of --output_dir.")
+    dataloader_num_workers: int = arg(0, "Processes that load images.")
+    seed: int = arg(0, "Seed of everything random.")
+    with_tracking: bool = arg(False, "Log to experiment trackers.")
+    report_to: str = arg("all", "Which trackers, with --with_tracking.")
+    push_to_hub: bool = arg(False, "Upload the best model.")
+    hub_model_id: str | None = arg(None, "Repository to upload to; the name of --output_dir when not given.")
+    hub_token: str | None = arg(None, "Token for the upload.")
+
+    def __post_init__(self):
+        steps = self.checkpointing_steps
+        if isinstance(steps, str) and steps != "epoch":
+            if not steps.isdigit():
+                raise ValueError(f"checkpointing_steps={steps!r} is neither a number of steps nor 'epoch'")
+            self.checkpointing_steps = int(steps)
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "max_train_steps",
+            "validation_steps",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
+
+
+def make_accelerator(args: LoopArguments) -> Accelerator:
+    """The accelerator of a run; device, precision and processes come from `accelerate launch`."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=args.report_to if args.with_tracking else None,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / TRACKER_LOGS)),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+    )
+    logging.getLogger("salvage_hf").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    set_seed(args.seed)
+    check_writable(args.output_dir)
+    if accelerator.is_main_process:
+        # Left by a run that was killed while it wrote.
+        for folder in (*Path(args.output_dir).glob("step_*.partial"), Path(args.output_dir, "best.partial")):
+            shutil.rmtree(folder, ignore_errors=True)
+        if args.push_to_hub:
+            create_repository(args)
+    return accelerator
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises an error at once, rather than after hours, where a folder cannot be written to."""
+    probe = Path(folder) / ".writable"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir {str(folder)!r} is not writable: {error}") from error
+
+
+def load_splits(args: LoopArguments) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and validation images."""
+    options = {"image_column": args.image_column_name, "on_bad_image": args.on_bad_image}
+    train = load_images(args.dataset_name, args.train_dir, **options)
+    if args.validation_dir:
+        validation = load_images(folder=args.validation_dir, **options)
+    else:
+        parts = train.train_test_split(test_size=args.train_val_split, seed=args.seed)
+        train, validation = parts["train"], parts["test"]
+    if args.max_train_samples and args.max_train_samples < len(train):
+        train = train.shuffle(seed=args.seed).select(range(args.max_train_samples))
+    if args.max_eval_samples and args.max_eval_samples < len(validation):
+        validation = validation.shuffle(seed=args.seed).select(range(args.max_eval_samples))
+    return train, validation
+
+
+def fit(
+    args: LoopArguments,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    train_dataset: Dataset,
+    compute_loss: Callable[[torch.nn.Module, dict[str, torch.Tensor], int], torch.Tensor],
+    evaluate: Callable[[torch.nn.Module], dict[str, float]],
+    best_metric: str,
+    save: Callable[[torch.nn.Module, Path, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Trains a model.
+
+    Args:
+        args: arguments of the loop.
+        accelerator: of `make_accelerator`.
+        model: what is trained: its parameters that require gradients.
+        train_dataset: items as the default collate function takes them.
+        compute_loss: (model, batch, number of the batch from 0) -> loss, mean over the images of the batch.
+        evaluate: model -> scores on validation images, the same in all processes.
+        best_metric: the score, higher is better, that selects the best model.
+        save: (model, folder, results) writes a model; called in the main process.
+
+    Returns:
+        Results of the best step, and under "history" what was measured on the way.
+    """
+    output_dir = Path(args.output_dir)
+    loader = DataLoader(
+        train_dataset,
+        batch_size=args.per_device_train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.dataloader_num_workers,
+    )
+    if len(loader) < accelerator.num_processes:
+        raise ValueError(
+            f"{len(train_dataset)} training images are less than one batch of {args.per_device_train_batch_size} "
+            f"in each of {accelerator.num_processes} processes"
+        )
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=args.weight_decay
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+    max_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    # Not prepared: accelerate would step it once per process. Here one call is one optimizer step.
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, max_steps)
+    accelerator.register_for_checkpointing(scheduler)
+    shown = {name: value for name, value in asdict(args).items() if name != "hub_token"}
+    accelerator.init_trackers(output_dir.resolve().name, config=shown if args.with_tracking else None)
+    checkpointing_steps = {"epoch": steps_per_epoch, None: max_steps}.get(
+        args.checkpointing_steps, args.checkpointing_steps
+    )
+
+    progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
+    if args.resume_from_checkpoint:
+        progress = load_checkpoint(args, accelerator, len(train_dataset))
+    bar = tqdm(total=max_steps, initial=progress["step"], disable=not accelerator.is_main_process, desc="Training")
+    epoch, done = divmod(progress["step"], steps_per_epoch)
+    losses: list[torch.Tensor] = []
+    while progress["step"] < max_steps:
+        loader.set_epoch(epoch)
+        skipped = done * args.gradient_accumulation_steps
+        batches = accelerator.skip_first_batches(loader, skipped) if skipped else loader
+        for index, batch in enumerate(batches, start=epoch * len(loader) + skipped):
+            model.train()
+            with accelerator.accumulate(model):
+                loss = compute_loss(model, batch, index)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
+            if not accelerator.sync_gradients:
+                continue
+            scheduler.step()
+            progress["step"] += 1
+            step = progress["step"]
+            bar.update()
+            validate = step % args.validation_steps == 0 or step == max_steps
+            checkpoint = step % checkpointing_steps == 0 or step == max_steps
+            if step % 10 == 0 or validate or checkpoint:
+                train_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                losses.clear()
+                if not math.isfinite(train_loss):
+                    raise FloatingPointError(
+                        f"the loss is {train_loss} before step {step}: lower --learning_rate, or resume from an "
+                        "earlier checkpoint; no checkpoint was written since"
+                    )
+                measured = {"step": step, "train_loss": train_loss, "learning_rate": scheduler.get_last_lr()[0]}
+                bar.set_postfix(loss=f"{train_loss:.4f}")
+                if validate:
+                    model.eval()
+                    measured |= {f"eval_{name}": score for name, score in evaluate(model).items()}
+                    _keep_if_best(accelerator, model, progress, measured, f"eval_{best_metric}", output_dir, save)
+                progress["history"].append(measured)
+                accelerator.log({name: value for name, value in measured.items() if name != "step"}, step=step)
+            if checkpoint:
+                save_checkpoint(args, accelerator, progress, len(train_dataset))
+            if step == max_steps:
+                break
+        epoch, done = epoch + 1, 0
+    bar.close()
+    accelerator.wait_for_everyone()
+    last = progress["history"][-1]
+    results = {**progress["best"], "num_processes": accelerator.num_processes, "history": progress["history"]}
+    if accelerator.is_main_process:
+        save(accelerator.unwrap_model(model), output_dir / "last", last)
+        (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if args.push_to_hub:
+            push(args, output_dir)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def _keep_if_best(accelerator, model, progress, measured, metric, output_dir, save) -> None:
+    shown = {name: round(value, 4) for name, value in measured.items() if name.startswith("eval_")}
+    logger.info("step %d: %s", measured["step"], shown)
+    if progress["best"] is None or measured[metric] > progress["best"][metric]:
+        progress["best"] = measured
+        if accelerator.is_main_process:
+            # Written beside and moved: a full disk or a kill on the way leaves the best model so far.
+            partial = output_dir / "best.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                save(accelerator.unwrap_model(model), partial, measured)
+            except Exception as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise RuntimeError(
+                    f"the best model of step {measured['step']} could not be written ({error})"
+                ) from error
+            for file in partial.iterdir():
+                file.replace(output_dir / file.name)
+            partial.rmdir()
+
+
+def save_checkpoint(args: LoopArguments, accelerator: Accelerator, progress: dict[str, Any], num_images: int) -> None:
+    """Writes step_N whole or not at all, then removes the oldest beyond the limit."""
+    output_dir = Path(args.output_dir)
+    final = output_dir / f"step_{progress['step']}"
+    partial = output_dir / f"step_{progress['step']}.partial"
+    try:
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+            state = {
+                **progress,
+                "arguments": _fixed(args, accelerator, num_images),
+                "files": files,
+                "time": time.time(),
+            }
+            (partial / "progress.json").write_text(json.dumps(state, indent=2) + "\n")
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in checkpoints(output_dir)[: -args.checkpoints_total_limit]:
+                shutil.rmtree(old)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RuntimeError(
+            f"checkpoint {str(final)!r} could not be written ({error}); earlier ones are intact"
+        ) from error
+    accelerator.wait_for_everyone()
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoints of a run, in the order they were written.
+
+    By time and not by step: where an earlier run of the same folder, or a run that was resumed from further back, has
+    left later steps behind, these are the old ones.
+    """
+
+    def written(folder: Path) -> tuple[float, int]:
+        try:
+            time_written = json.loads((folder / "progress.json").read_text()).get("time", 0.0)
+        except (OSError, ValueError):
+            time_written = 0.0
+        return time_written, int(folder.name.removeprefix("step_"))
+
+    return sorted((p for p in output_dir.glob("step_*") if p.name.removeprefix("step_").isdigit()), key=written)
+
+
+def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
+    """Restores a run; returns its progress."""
+    folder = Path(args.resume_from_checkpoint or "")
+    if args.resume_from_checkpoint == "latest":
+        found = checkpoints(Path(args.output_dir))
+        if not found:
+            raise ValueError(f"resume_from_checkpoint='latest', but {args.output_dir!r} has no checkpoint step_N")
+        folder = found[-1]
+    record = folder / "progress.json"
+    if not record.is_file():
+        raise ValueError(f"checkpoint {str(folder)!r} is not complete: it has no progress.json")
+    try:
+        progress = json.loads(record.read_text())
+    except ValueError as error:
+        raise ValueError(f"checkpoint {str(folder)!r} is not complete: progress.json is cut short") from error
+    progress.pop("time", None)
+    for name, size in progress.pop("files").items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ValueError(f"checkpoint {str(folder)!r} is not complete: {name} is missing or cut short")
+    before, now = progress.pop("arguments"), _fixed(args, accelerator, num_images)
+    changed = {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
+    if changed:
+        raise ValueError(f"checkpoint {str(folder)!r} was written with other arguments (before, now): {changed}")
+    accelerator.load_state(str(folder))
+    return progress
+
+
+def _fixed(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
+    """What the numbers of a run depend on: it can only be resumed with the same."""
+    fixed = {name: value for name, value in asdict(args).items() if name not in _FREE}
+    # Any number of processes that makes the same global batch will do.
+    global_batch_size = fixed.pop("per_device_train_batch_size") * accelerator.num_processes
+    return {**fixed, "global_batch_size": global_batch_size, "training_images": num_images}
+
+
+def create_repository(args: LoopArguments) -> str:
+    """The repository of a run on the Hub, made where there is none: first, so that a wrong token shows at once."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    return HfApi(token=args.hub_token).create_repo(name, exist_ok=True).repo_id
+
+
+def push(args: LoopArguments, output_dir: Path) -> None:
+    """Uploads the best model; checkpoints, the last model and the trackers' files stay here."""
+    HfApi(token=args.hub_token).upload_folder(
+        repo_id=create_repository(args),
+        folder_path=output_dir,
+        commit_message="Best model of the run",
+        ignore_patterns=["step_*", "last/*", f"{TRACKER_LOGS}/*"],
+    )

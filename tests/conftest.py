@@ -1,0 +1,162 @@
+"""Tiny random models, and the real classifier and photographs where they are present."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the real Hub; local_hub switches this off again
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}
+FAMILIES = {
+    "dinov2": (Dinov2ForImageClassification, Dinov2Config, {**VIT, "mlp_ratio": 2}),
+    "dinov2_with_registers": (
+        Dinov2WithRegistersForImageClassification,
+        Dinov2WithRegistersConfig,
+        {**VIT, "mlp_ratio": 2, "num_register_tokens": 3},
+    ),
+    "vit": (ViTForImageClassification, ViTConfig, {**VIT, "intermediate_size": 64}),
+    "deit": (DeiTForImageClassification, DeiTConfig, {**VIT, "intermediate_size": 64}),
+    # The one whose distillation token reaches the logits.
+    "deit_teacher": (DeiTForImageClassificationWithTeacher, DeiTConfig, {**VIT, "intermediate_size": 64}),
+    "resnet": (
+        ResNetForImageClassification,
+        ResNetConfig,
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    ),
+    "swin": (
+        SwinForImageClassification,
+        SwinConfig,
+        {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    ),
+}
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights large enough that every part of a model, tokens and layer scales included, shows in its output."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if "running_var" in name or "lambda" in name or ("norm" in name and name.endswith("weight")):
+            tensor.copy_(1 + 0.3 * noise.clamp(-2, 2))
+        elif name.endswith("bias"):
+            tensor.copy_(0.2 * noise)
+        elif "token" in name or "position" in name or "embedding" in name:
+            tensor.copy_(0.5 * noise)
+        else:
+            tensor.copy_(noise * 1.5 / max(tensor[0].numel(), 1) ** 0.5)
+    return model
+
+
+@pytest.fixture
+def tiny_classifier():
+    """A factory: tiny_classifier("dinov2", num_labels=3, seed=0, **config) -> a random classifier in eval mode."""
+
+    def build(family: str = "dinov2", num_labels: int = 3, seed: int = 0, **overrides):
+        model_class, config_class, config = FAMILIES[family]
+        return randomize(model_class(config_class(**{**config, "num_labels": num_labels, **overrides})), seed).eval()
+
+    return build
+
+
+@pytest.fixture
+def images():
+    """A factory: images(B, height=16, width=None, seed=0) -> float32 [B, 3, H, W]."""
+
+    def build(batch_size: int = 2, height: int = 16, width: int | None = None, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch_size, 3, height, width or height, generator=generator)
+
+    return build
+
+
+@pytest.fixture
+def salvage_model():
+    """A factory: a tiny random explainer, `SalvageModel` or the given class."""
+    from salvage_hf.modeling import SalvageConfig, SalvageModel
+
+    def build(num_labels: int = 3, model_class=SalvageModel, family: str = "dinov2", seed: int = 0, **config):
+        _, backbone_class, backbone = FAMILIES[family]
+        config = SalvageConfig(backbone_config=backbone_class(**backbone), num_labels=num_labels, **config)
+        return randomize(model_class(config), seed).eval()
+
+    return build
+
+
+@pytest.fixture
+def save_processor():
+    """A factory: writes an image processor for images of a size into a model's folder."""
+
+    def write(folder, image_size: int = 16, **overrides):
+        processor = {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": image_size + 4},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": image_size, "width": image_size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.25, 0.25, 0.25],
+        }
+        Path(folder, "preprocessor_config.json").write_text(json.dumps({**processor, **overrides}))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with the real classifier and data; a clone of the repository alone has none."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the shared folder with the real classifier and photographs is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenette_classifier(shared):
+    """Name (a folder) of a real DINOv2 classifier, fine-tuned on masked ImageNette images of 112 px."""
+    folder = shared / "models" / "dinov2-small-imagenette"
+    if not folder.is_dir():
+        pytest.skip("models/dinov2-small-imagenette is not in the shared folder")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def imagenette_images(shared, imagenette_classifier):
+    """(pixel_values [10, 3, 112, 112], labels [10]): one validation photograph a class, in the classifier's order."""
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    folder = shared / "data" / "imagenette" / "val"
+    if not folder.is_dir():
+        pytest.skip("data/imagenette is not in the shared folder")
+    photos = [Image.open(sorted(d.iterdir())[0]).convert("RGB") for d in sorted(folder.iterdir()) if d.is_dir()]
+    processor = AutoImageProcessor.from_pretrained(imagenette_classifier)
+    return processor(photos, return_tensors="pt")["pixel_values"], torch.arange(len(photos))

@@ -1,0 +1,339 @@
+"""Every metric against a slow loop, written from Algorithm 1, Algorithm 2 and Arras et al."""
+
+import inspect
+import itertools
+import json
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+
+from salvage_hf import evaluate_support
+from salvage_hf.masking import MaskedClassifier
+from salvage_hf.metric_registration import metric_scripts
+
+RANK = ["mif", "lif", "srg"]
+RELATIVE = ["r_mif", "r_lif", "r_srg"]
+REGION = ["rra", "rma"]
+
+
+def lookup(pixel_values, subsets):
+    """A classifier whose answer to every subset is written into the image: [B, K, 1, 2^N] -> [B, M, K]."""
+    codes = (subsets.long() * 2 ** torch.arange(subsets.shape[-1])).sum(-1)  # [B, M]
+    tables = pixel_values[:, :, 0]  # [B, K, 2^N]
+    return tables.gather(2, codes[:, None].expand(-1, tables.shape[1], -1)).transpose(1, 2)
+
+
+def game(batch_size, num_patches, seed=0, num_classes=3):
+    """Images for `lookup`, maps without ties, and classes."""
+    rng = np.random.default_rng(seed)
+    tables = rng.random((batch_size, num_classes, 1, 2**num_patches))
+    pixel_values = torch.from_numpy(tables / tables.sum(1, keepdims=True)).float()
+    maps = rng.normal(size=(batch_size, num_patches)).astype(np.float32)
+    return pixel_values, maps, rng.integers(num_classes, size=batch_size).tolist()
+
+
+def algorithm_1(table, scores, descending):
+    """Mean of v(S) as features are added in the order of their scores; `table` holds v, indexed by the bits of S."""
+    subset, predictions = set(), []
+    for feature in sorted(range(len(scores)), key=lambda i: scores[i], reverse=descending):
+        subset.add(feature)
+        predictions.append(table[sum(2**i for i in subset)])
+    return sum(predictions) / len(scores)
+
+
+def order_probability(order, weights):
+    """Of drawing features in this order, each in proportion to its weight; weights of zero come last, uniformly."""
+    probability, left = 1.0, list(range(len(weights)))
+    for feature in order:
+        total = sum(weights[i] for i in left)
+        probability *= weights[feature] / total if total > 0 else 1 / len(left)
+        left.remove(feature)
+    return probability
+
+
+def algorithm_2(table, scores, relative_to_most):
+    """Expectation and standard deviation of an order's score, over all orders there are."""
+    scores = np.asarray(scores, dtype=np.float64)
+    normalised = (scores - scores.min()) / (scores.max() - scores.min())
+    weights = normalised if relative_to_most else 1 - normalised
+    mean = square = 0.0
+    for order in itertools.permutations(range(len(scores))):
+        prefixes = [sum(2**i for i in order[: s + 1]) for s in range(len(order))]
+        score = sum(table[code] for code in prefixes) / len(order)
+        mean += order_probability(order, weights) * score
+        square += order_probability(order, weights) * score**2
+    return mean, (square - mean**2) ** 0.5
+
+
+@pytest.mark.parametrize(("batch_size", "num_patches"), [(1, 1), (2, 4), (5, 6), (3, 12)])
+def test_rank_metrics(load, batch_size, num_patches):
+    pixel_values, maps, targets = game(batch_size, num_patches)
+    tables = [pixel_values[b, k, 0].tolist() for b, k in enumerate(targets)]
+    lif = np.array([algorithm_1(t, m, descending=True) for t, m in zip(tables, maps, strict=True)])
+    mif = np.array([algorithm_1(t, m, descending=False) for t, m in zip(tables, maps, strict=True)])
+    expected = {"lif": lif, "mif": mif, "srg": lif - mif}
+    for name in RANK:
+        results = load(name).compute(predictions=maps, references=targets, pixel_values=pixel_values, model=lookup)
+        assert results["per_image"] == pytest.approx(expected[name], abs=1e-6)
+        assert results[name] == pytest.approx(expected[name].mean(), abs=1e-6)
+        if batch_size > 1:
+            assert results["stderr"] == pytest.approx(expected[name].std(ddof=1) / batch_size**0.5, abs=1e-6)
+        for other in set(RANK) - {name}:
+            found = results[other] if name == "srg" else results["same_pass"][other]
+            assert found == pytest.approx(expected[other].mean(), abs=1e-6)
+        for term in ["mif", "lif"] if name == "srg" else [name]:
+            assert np.mean(results[f"{term}_curve"]) == pytest.approx(expected[term].mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "num_patches"), [(1, 2), (3, 4), (2, 5)])
+def test_relative_metrics(load, batch_size, num_patches):
+    n_masks = 4000
+    pixel_values, maps, targets = game(batch_size, num_patches, seed=1)
+    tables = [pixel_values[b, k, 0].tolist() for b, k in enumerate(targets)]
+    lif, lif_std = np.array([algorithm_2(t, m, True) for t, m in zip(tables, maps, strict=True)]).T
+    mif, mif_std = np.array([algorithm_2(t, m, False) for t, m in zip(tables, maps, strict=True)]).T
+    expected = {"r_lif": lif, "r_mif": mif, "r_srg": lif - mif}
+    variance = {"r_lif": lif_std**2, "r_mif": mif_std**2, "r_srg": lif_std**2 + mif_std**2}
+    for name in RELATIVE:
+        results = load(name).compute(
+            predictions=maps, references=targets, pixel_values=pixel_values, model=lookup, n_masks=n_masks
+        )
+        draw_stderr = np.sqrt(variance[name].sum() / n_masks) / batch_size
+        assert results["draw_stderr"] == pytest.approx(draw_stderr, rel=0.1, abs=1e-6)
+        assert results[name] == pytest.approx(expected[name].mean(), abs=4 * draw_stderr + 1e-6)
+        for b, score in enumerate(results["per_image"]):
+            assert score == pytest.approx(expected[name][b], abs=4 * np.sqrt(variance[name][b] / n_masks) + 1e-6)
+
+
+def rank_accuracy(pixel_map, mask):
+    k = mask.sum()
+    pixels = sorted(np.ndindex(mask.shape), key=lambda p: pixel_map[p], reverse=True)[:k]
+    return sum(bool(mask[p]) for p in pixels) / k if k else float("nan")
+
+
+def mass_accuracy(pixel_map, mask):
+    inside = total = 0.0
+    for p in np.ndindex(mask.shape):
+        total += max(pixel_map[p], 0)
+        inside += max(pixel_map[p], 0) * mask[p]
+    return inside / total if total > 0 and mask.any() else float("nan")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (4, 6, 5), (3, 12, 7)])
+@pytest.mark.parametrize(("name", "oracle"), [("rra", rank_accuracy), ("rma", mass_accuracy)])
+def test_region_metrics_on_pixel_maps(load, name, oracle, shape):
+    rng = np.random.default_rng(2)
+    maps, masks = rng.normal(size=shape).astype(np.float32), rng.random(shape) < 0.3
+    masks[:, 0, 0] = True
+    expected = [oracle(m, mask) for m, mask in zip(maps, masks, strict=True)]
+    results = load(name).compute(predictions=maps, masks=masks)
+    assert results["per_image"] == pytest.approx(expected, abs=1e-6)
+    assert results[name] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert results["num_undefined"] == 0
+
+
+@pytest.mark.parametrize("name", REGION)
+def test_patch_maps_are_upsampled_to_masks_of_any_size(load, name):
+    rng = np.random.default_rng(3)
+    maps = torch.from_numpy(rng.normal(size=(2, 6)).astype(np.float32))
+    masks = [rng.random((8, 6)) < 0.4, rng.random((4, 12)) < 0.4]
+
+    def by_hand(patch_map, mask, mode):
+        pixel_map = torch.nn.functional.interpolate(patch_map.view(1, 1, 2, 3), mask.shape, mode=mode)[0]
+        return load(name).compute(predictions=pixel_map, masks=mask[None])[name]
+
+    found = {}
+    for mode in ("bilinear", "nearest"):
+        results = load(name).compute(predictions=maps, masks=masks, grid_size=(2, 3), upsampling=mode)
+        assert results["per_image"] == [by_hand(m, mask, mode) for m, mask in zip(maps, masks, strict=True)]
+        found[mode] = results
+    assert found["bilinear"] != found["nearest"]
+    assert load(name).compute(predictions=maps, masks=masks, grid_size=(2, 3)) == found["bilinear"]
+
+
+def test_undefined_images_are_counted_and_left_out(load):
+    masks = torch.zeros(3, 2, 2, dtype=torch.bool)
+    masks[:2, 0, 0] = True  # the third mask is empty
+    maps = [[0.4, 0.1, 0.1, -1.0], [-1.0, -2.0, -3.0, -4.0], [1.0, 2.0, 3.0, 4.0]]
+    rma = load("rma").compute(predictions=maps, masks=masks)
+    assert rma["num_undefined"] == 2
+    assert rma["rma"] == pytest.approx(0.4 / 0.6)
+    rra = load("rra").compute(predictions=maps, masks=masks)
+    assert rra["num_undefined"] == 1
+    assert rra["rra"] == 1.0
+    assert np.isnan(rra["per_image"][2])
+    nothing = load("rra").compute(predictions=maps, masks=torch.zeros_like(masks))
+    assert np.isnan(nothing["rra"])
+    assert nothing["num_undefined"] == 3
+
+
+@pytest.mark.parametrize("name", RANK + RELATIVE)
+def test_batch_size_order_and_form_of_the_inputs_change_nothing(load, name):
+    pixel_values, maps, targets = game(5, 6)
+    maps = np.round(maps)  # ties, ordered at random
+    arguments = {"model": lookup, "seed": 3} | ({"n_masks": 8} if name in RELATIVE else {})
+
+    def results(order=range(5), maps=maps, images=pixel_values, **more):
+        order = list(order)
+        return load(name).compute(
+            predictions=maps[order],
+            references=[targets[i] for i in order],
+            pixel_values=images[order],
+            **arguments,
+            **more,
+        )
+
+    expected = results()
+    assert len(set(maps[0])) < 6
+    for batch_size in (1, 2, 5):
+        assert results(batch_size=batch_size) == expected
+    assert results(order=[4, 2, 0, 1, 3])["per_image"] == [expected["per_image"][i] for i in (4, 2, 0, 1, 3)]
+    assert results(maps=torch.from_numpy(maps).bfloat16()) == expected  # whole numbers are exact in bfloat16
+    assert results(images=pixel_values.numpy()) == expected
+    ids = torch.arange(5)
+    assert results(ids=ids, batch_size=2) == results(ids=ids.tolist())
+    assert results(ids=ids)["per_image"] != expected["per_image"]
+    listed = load(name).compute(
+        predictions=maps.tolist(), references=torch.tensor(targets), pixel_values=list(pixel_values), **arguments
+    )
+    assert listed == expected
+
+
+@pytest.mark.parametrize("name", ["srg", "r_srg"])
+def test_every_form_of_a_classifier(load, tiny_classifier, images, save_processor, tmp_path, name):
+    classifier, pixel_values = tiny_classifier("dinov2"), images(3)
+    maps, targets = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), [0, 2, 1]
+    more = {"n_masks": 4} if name == "r_srg" else {}
+
+    def results(model, **kwargs):
+        return load(name).compute(
+            predictions=maps, references=targets, pixel_values=pixel_values, model=model, **more, **kwargs
+        )
+
+    v = MaskedClassifier(classifier)
+    expected = results(v)
+    assert max(abs(score) for score in expected["per_image"]) > 0.01
+    assert results(classifier) == expected
+    assert results(v.probabilities)["per_image"] == pytest.approx(expected["per_image"], abs=1e-5)
+    assert results(v, batch_size=1)["per_image"] == pytest.approx(expected["per_image"], abs=1e-5)
+    classifier.save_pretrained(tmp_path)
+    save_processor(tmp_path)
+    assert results(str(tmp_path))["per_image"] == pytest.approx(expected["per_image"], abs=1e-5)
+
+
+def test_the_model_is_left_as_it_was_and_asked_in_eval_mode(load, tiny_classifier, images):
+    classifier = tiny_classifier("dinov2", hidden_dropout_prob=0.5)
+    arguments = {"predictions": torch.rand(2, 16), "references": [0, 1], "pixel_values": images(2)}
+    expected = load("srg").compute(**arguments, model=classifier)
+    v = MaskedClassifier(classifier)
+    v.train()
+    classifier.base_model.layernorm.eval()  # frozen in training, say
+    modes = [module.training for module in v.modules()]
+    assert load("srg").compute(**arguments, model=v) == expected
+    assert [module.training for module in v.modules()] == modes
+    with pytest.raises(ValueError, match="labels are"):
+        load("srg").compute(**{**arguments, "references": [0, 7]}, model=v)
+    assert [module.training for module in v.modules()] == modes
+
+
+@pytest.mark.parametrize("name", metric_scripts())
+def test_results_can_be_saved_as_json(load, name):
+    pixel_values, maps, targets = game(3, 4)
+    everything = {
+        "references": targets,
+        "pixel_values": pixel_values,
+        "model": lookup,
+        "masks": np.eye(4) > np.ones((3, 1, 1)) / 2,
+    }
+    metric = load(name)
+    arguments = {k: everything[k] for k in everything if k in inspect.signature(metric._compute).parameters}
+    results = metric.compute(predictions=np.abs(maps), **arguments)
+    assert json.loads(json.dumps(results)) == results
+    assert next(iter(results)) == name
+    assert "stderr" in results
+    assert metric.inputs_description in (
+        evaluate_support.RANK_INPUTS,
+        evaluate_support.RELATIVE_INPUTS,
+        evaluate_support.REGION_INPUTS,
+    )
+
+
+def test_combined_metrics_keep_their_names(load):
+    pixel_values, maps, targets = game(4, 5)
+    arguments = {"predictions": maps, "references": targets, "pixel_values": pixel_values, "model": lookup}
+    both = evaluate.combine(["mif", "lif"]).compute(**arguments)
+    assert both["mif"] == load("mif").compute(**arguments)["mif"]
+    assert both["lif"] == load("lif").compute(**arguments)["lif"]
+    assert both["mif_stderr"] != both["lif_stderr"]
+
+
+def test_batches_added_one_by_one(load):
+    pixel_values, maps, targets = game(4, 5)
+    metric = load("srg")
+    metric.add_batch(predictions=maps[:3], references=targets[:3])
+    metric.add_batch(predictions=maps[3:], references=targets[3:])
+    together = load("srg").compute(predictions=maps, references=targets, pixel_values=pixel_values, model=lookup)
+    assert metric.compute(pixel_values=pixel_values, model=lookup) == together
+
+
+def with_nan(maps):
+    maps = maps.copy()
+    maps[1, 2] = np.nan
+    return maps
+
+
+@pytest.mark.parametrize("name", ["srg", "r_lif"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "needs model="),
+        ({"pixel_values": None}, "needs pixel_values="),
+        ({"model": None, "pixel_values": None}, "needs model= and pixel_values="),
+        ({"references": None}, "needs references"),
+        ({"predictions": None, "references": None}, "needs predictions"),
+        ({"predictions": np.zeros((0, 4)), "references": []}, "at least one image"),
+        ({"predictions": [[1.0] * 4] * 2 + [[1.0] * 3]}, r"different numbers of patches: \[3, 4\]"),
+        ({"predictions": np.array([[0, 0, 0, 0], [0, 0, np.inf, 0], [0, 0, 0, 0]])}, r"NaN or infinite .* \[1\]"),
+        ({"predictions": np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, np.nan, 0, 0]]), "batch_size": 1}, r"NaN .* \[2\]"),
+        ({"references": [0, 3, 1]}, r"contain 3; the classifier's labels are 0\.\.2"),
+        ({"references": [0, -1, 1]}, "contain -1"),
+        ({"pixel_values": torch.zeros(2, 3, 1, 16)}, "pixel_values are 2, predictions 3"),
+        ({"ids": [1, 2]}, "ids are 2, predictions 3"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"model": lambda x, s: lookup(x, s)[..., 0]}, r"probabilities \[B, M, K\]"),
+        ({"model": lambda x, s: lookup(x, s) * torch.nan}, r"returned NaN .* \[0, 1, 2\]"),
+    ],
+)
+def test_what_is_wrong_is_named(load, name, changes, message):
+    pixel_values, maps, _ = game(3, 4)
+    arguments = {"predictions": maps, "references": [0, 1, 2], "pixel_values": pixel_values, "model": lookup}
+    with pytest.raises(ValueError, match=message):
+        load(name).compute(**{**arguments, **changes})
+
+
+def test_a_map_on_another_grid_than_the_classifiers(load, tiny_classifier, images):
+    arguments = {"references": [0, 1], "pixel_values": images(2), "model": tiny_classifier("dinov2")}
+    with pytest.raises(ValueError, match="9 patches an image, the classifier sees 4 x 4"):
+        load("srg").compute(predictions=torch.rand(2, 9), **arguments)
+
+
+@pytest.mark.parametrize("name", REGION)
+@pytest.mark.parametrize(
+    ("predictions", "changes", "message"),
+    [
+        (np.ones((2, 4)), {"masks": None}, "needs masks="),
+        (None, {}, "needs predictions"),
+        (np.ones((0, 4)), {}, "at least one image"),
+        (np.ones((3, 4)), {}, "masks are 2, predictions 3"),
+        (np.ones((2, 6)), {}, r"grid_size=\(rows, columns\) is needed: 6"),
+        (np.ones((2, 6)), {"grid_size": (2, 2)}, "6 patches, grid_size 2 x 2"),
+        (np.ones((2, 2, 4)), {}, "2 x 4 pixels, its mask 4 x 4"),
+        (np.ones((2, 4)), {"masks": np.ones((2, 4, 4), np.uint8)}, "boolean .* got torch.uint8"),
+        (np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]]), {}, "image 1: maps are NaN"),
+    ],
+)
+def test_what_is_wrong_with_regions_is_named(load, name, predictions, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(name).compute(predictions=predictions, **{"masks": np.ones((2, 4, 4), bool), **changes})

@@ -1,0 +1,128 @@
+"""Publishing and loading, with the package and without it: every process here is one a user could start."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from local_hub import local_hub
+
+from salvage_hf import modeling
+from salvage_hf.modeling import SalvageForImageClassification, SalvageModel
+
+# The process of someone who has only torch and transformers.
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "salvage_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, NotInstalled())
+try:
+    import salvage_hf
+    raise SystemExit("salvage_hf can be imported")
+except ModuleNotFoundError:
+    pass
+"""
+
+
+def run_python(code, cwd, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def code_files(folder):
+    return {path.name: path.read_text() for path in Path(folder).glob("*.py")}
+
+
+@pytest.fixture
+def expected(salvage_model, images, save_processor, tmp_path):
+    """Writes org/salvage-pet, with its processor, and what the model says of some images."""
+    model = salvage_model()
+    folder = tmp_path / "org" / "salvage-pet"
+    model.save_pretrained(folder)
+    save_processor(folder)
+    with torch.no_grad():
+        torch.save({"pixel_values": images(2), "output": dict(model(images(2)))}, tmp_path / "expected.pt")
+    return folder
+
+
+@pytest.mark.parametrize("model_class", [SalvageModel, SalvageForImageClassification])
+def test_the_saved_code_is_the_modeling_folder(salvage_model, tmp_path, model_class):
+    salvage_model(model_class=model_class).save_pretrained(tmp_path)
+    source = code_files(Path(modeling.__file__).parent)
+    del source["__init__.py"]  # registers with the Auto classes: of use in this package only
+    assert code_files(tmp_path) == source
+    assert set(source) == {"configuration_salvage.py", "modeling_salvage.py"}
+
+
+# difference 0, from either Auto class, whatever "org/salvage-pet" is: a folder here or a repository on the Hub
+LOAD = """
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+expected = torch.load("expected.pt")
+for auto_class in (AutoModel, AutoModelForImageClassification):
+    model = auto_class.from_pretrained("org/salvage-pet", **arguments)
+    with torch.no_grad():
+        output = model(expected["pixel_values"])
+    for name, value in expected["output"].items():
+        assert torch.equal(output[name], value), name
+subsets = torch.rand(2, 5, 16) < 0.5
+assert model.subset_logits(output, subsets).shape == (2, 5, 3)
+processor = AutoImageProcessor.from_pretrained("org/salvage-pet")
+assert processor.crop_size["height"] == 16
+print(type(model).__module__, type(model).__name__)
+"""
+
+
+def test_remote_code_from_a_folder(expected, tmp_path):
+    """... which can be saved again with its code and loaded once more."""
+    again = """
+    model.save_pretrained("org/again")
+    AutoModel.from_pretrained("org/again", **arguments)
+    """
+    code = WITHOUT_THE_PACKAGE + "arguments = {'trust_remote_code': True}\n" + LOAD + textwrap.dedent(again)
+    printed = run_python(code, tmp_path, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
+    assert "transformers_modules" in printed
+    assert "SalvageForImageClassification" in printed
+    assert code_files(tmp_path / "org" / "again") == code_files(expected)
+
+
+def test_push_to_hub_and_load(expected, tmp_path):
+    """Pushed and loaded by a process with the package, then loaded as remote code by one without it."""
+    folder = expected.rename(tmp_path / "trained")  # or the folder would be found in place of the repository
+    push = """
+    import salvage_hf.modeling
+    from transformers import AutoImageProcessor, AutoModel
+
+    AutoModel.from_pretrained("trained").push_to_hub("org/salvage-pet")
+    AutoImageProcessor.from_pretrained("trained").push_to_hub("org/salvage-pet")
+    arguments = {}
+    """
+    with local_hub(tmp_path) as environment:
+        printed = run_python(textwrap.dedent(push) + LOAD, tmp_path, **environment)
+        assert "salvage_hf.modeling.modeling_salvage SalvageForImageClassification" in printed
+        repository = tmp_path / "hub" / "models" / "org" / "salvage-pet"
+        assert code_files(repository) == code_files(folder)
+        assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= {
+            p.name for p in repository.iterdir()
+        }
+        assert str(tmp_path) not in (repository / "config.json").read_text()
+        code = WITHOUT_THE_PACKAGE + "arguments = {'trust_remote_code': True}\n" + LOAD
+        printed = run_python(code, tmp_path, **{**environment, "HF_HOME": str(tmp_path / "another_home")})
+        assert "transformers_modules.org.salvage" in printed

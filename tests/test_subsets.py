@@ -1,0 +1,311 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from salvage_hf import subsets as sampling
+from salvage_hf.subsets import KeyedGenerator
+
+DRAWS = 20_000
+P_VALUE = 1e-3  # the seeds are fixed: a test that passes once passes always
+
+
+def make_generator(kind, seed, batch_size):
+    return KeyedGenerator(seed, torch.arange(batch_size)) if kind == "keyed" else torch.Generator().manual_seed(seed)
+
+
+both_generators = pytest.mark.parametrize("kind", ["torch", "keyed"])
+
+
+def chi_squared_p(counts, probabilities):
+    """p-value of counts under probabilities; what cannot happen must not have happened."""
+    counts, probabilities = torch.as_tensor(counts).double(), torch.as_tensor(probabilities).double()
+    assert probabilities.sum().item() == pytest.approx(1)
+    possible = probabilities > 0
+    assert (counts[~possible] == 0).all()
+    expected = probabilities[possible] * counts.sum()
+    assert expected.min() > 5, "too few draws for a chi-squared test"
+    statistic = ((counts[possible] - expected) ** 2 / expected).sum()
+    return torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), statistic / 2).item()
+
+
+def successive_draws(weights):
+    """{order: probability}: patches are drawn in proportion to weight from those left; zeros come last, uniformly."""
+    probabilities = {}
+    for order in itertools.permutations(range(len(weights))):
+        probability, left = 1.0, list(range(len(weights)))
+        for patch in order:
+            total = sum(weights[i] for i in left)
+            probability *= weights[patch] / total if total > 0 else 1 / len(left)
+            left.remove(patch)
+        probabilities[order] = probability
+    return probabilities
+
+
+def codes(members, base=2):
+    """Rows of small integers as one number each: [..., N] -> [...]."""
+    return (members.long() * base ** torch.arange(members.shape[-1])).sum(-1)
+
+
+def guided_law(weights):
+    """P(size, set) of Algorithm 3: the size is uniform on 1..N, then that many successive draws; indexed by set."""
+    num_patches = len(weights)
+    law = torch.zeros(2**num_patches, dtype=torch.float64)
+    for order, probability in successive_draws(weights).items():
+        for size in range(1, num_patches + 1):
+            law[sum(2**patch for patch in order[:size])] += probability / num_patches
+    return law
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weighted draws without replacement
+
+
+@both_generators
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (1.0, 3.0),
+        (0.0, 1.0, 3.0),
+        (1.0, 2.0, 3.0, 4.0),
+        (0.0, 0.0, 2.0, 1.0),
+        (0.5, 0.5, 0.0, 1.0),
+        (0.0,) * 4,
+        (7.0,) * 4,
+    ],
+)
+def test_weighted_orders_follow_successive_draws(kind, weights):
+    num_patches = len(weights)
+    law = successive_draws(weights)
+    orders = sampling.weighted_orders(
+        torch.tensor(weights).expand(DRAWS // 4, -1), 4, generator=make_generator(kind, 1, DRAWS // 4)
+    )
+    assert orders.shape == (DRAWS // 4, 4, num_patches)
+    counts = codes(orders.flatten(0, 1), num_patches).bincount(minlength=num_patches**num_patches)
+    which = codes(torch.tensor(list(law)), num_patches)
+    assert counts[which].sum() == DRAWS  # nothing but permutations
+    assert chi_squared_p(counts[which], list(law.values())) > P_VALUE
+
+
+@both_generators
+def test_the_papers_example(kind):
+    """Section 4.2: weights 0, 1, 3 are drawn first with probability 0, 0.25, 0.75."""
+    scores = torch.tensor([[0.0, 1.0, 3.0]])
+    weights = sampling.min_max_weights(scores).expand(DRAWS, -1)
+    first = sampling.weighted_orders(weights, 1, generator=make_generator(kind, 2, DRAWS))[:, 0, 0]
+    assert chi_squared_p(first.bincount(minlength=3), [0, 0.25, 0.75]) > P_VALUE
+
+
+@both_generators
+def test_patches_of_weight_zero_come_last_in_random_order(kind):
+    weights = torch.tensor([0.0, 1e-30, 0.0, 5.0, 0.0]).expand(DRAWS, -1)
+    orders = sampling.weighted_orders(weights, 1, generator=make_generator(kind, 3, DRAWS))[:, 0]
+    assert (weights.gather(1, orders)[:, :2] > 0).all()
+    counts = codes(orders[:, 2:], 5).bincount(minlength=125)
+    which = codes(torch.tensor(list(itertools.permutations([0, 2, 4]))), 5)
+    assert chi_squared_p(counts[which], [1 / 6] * 6) > P_VALUE
+
+
+def test_each_image_has_its_own_weights():
+    weights = torch.eye(5).repeat(40, 1)
+    orders = sampling.weighted_orders(weights, 3, generator=torch.Generator().manual_seed(0))
+    assert (orders[..., 0] == weights.argmax(-1)[:, None]).all()
+
+
+def test_the_orders_of_an_image_differ():
+    orders = sampling.weighted_orders(torch.ones(2, 12), 50, generator=KeyedGenerator(0, torch.arange(2)))
+    assert len({tuple(order) for order in orders.flatten(0, 1).tolist()}) == 100
+
+
+def test_positions_invert_orders():
+    orders = sampling.weighted_orders(torch.rand(3, 7), 4, generator=torch.Generator().manual_seed(0))
+    places = sampling.positions(orders)
+    for b, m, j in itertools.product(range(3), range(4), range(7)):
+        assert places[b, m, orders[b, m, j]] == j
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_min_max_weights(scale):
+    scores = torch.tensor([[2.0, 4.0, 3.0], [-1.0, 0.0, 3.0], [5.0, 5.0, 5.0]]) * scale
+    expected = torch.tensor([[0, 1, 0.5], [0, 0.25, 1], [0, 0, 0]])
+    torch.testing.assert_close(sampling.min_max_weights(scores), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The subsets
+
+
+@both_generators
+def test_uniform_sampling_follows_its_law(kind):
+    """The size is uniform on 1..N, then every subset of that size alike: chi-squared over all subsets of 4 patches."""
+    subsets = sampling.uniform(DRAWS // 4, 4, 4, generator=make_generator(kind, 4, DRAWS // 4))
+    assert subsets.shape == (DRAWS // 4, 4, 4)
+    assert subsets.dtype == torch.bool
+    law = [0.0] + [0.25 / math.comb(4, bin(code).count("1")) for code in range(1, 16)]
+    for m in range(4):
+        assert chi_squared_p(codes(subsets[:, m]).bincount(minlength=16), law) > P_VALUE
+
+
+@both_generators
+@pytest.mark.parametrize("num_patches", [2, 7, 64])
+def test_sizes_are_uniform_on_1_to_n(kind, num_patches):
+    subsets = sampling.uniform(500, 40, num_patches, generator=make_generator(kind, 5, 500))
+    sizes = subsets.sum(-1).flatten()
+    assert sizes.min() >= 1
+    counts = sizes.bincount(minlength=num_patches + 1)[1:]
+    assert len(counts) == num_patches
+    assert chi_squared_p(counts, [1 / num_patches] * num_patches) > P_VALUE
+
+
+@both_generators
+def test_an_image_of_one_patch(kind):
+    assert sampling.uniform(3, 4, 1, generator=make_generator(kind, 0, 3)).all()
+    assert sampling.attribution_guided(torch.zeros(3, 1), 4, generator=make_generator(kind, 0, 3)).all()
+
+
+@both_generators
+@pytest.mark.parametrize("scores", [(0.0, 1.0, 3.0, 2.0), (-2.0, 1.0, 1.0, 5.0), (4.0, 4.0, 4.0, 4.0)])
+def test_guided_halves_are_drawn_from_phi_and_one_minus_phi(kind, scores):
+    """Algorithm 3, written out: chi-squared over all subsets of 4 patches, sizes included."""
+    low, high = min(scores), max(scores)
+    weights = [(score - low) / (high - low) if high > low else 0.0 for score in scores]
+    generator = make_generator(kind, 6, DRAWS)
+    subsets = sampling.attribution_guided(torch.tensor(scores).expand(DRAWS, -1), 2, generator=generator)
+    for half, law in enumerate([guided_law(weights), guided_law([1 - weight for weight in weights])]):
+        assert chi_squared_p(codes(subsets[:, half]).bincount(minlength=16), law) > P_VALUE
+
+
+@both_generators
+@pytest.mark.parametrize(("num_subsets", "first_half"), [(1, 1), (2, 1), (5, 3), (8, 4)])
+def test_the_first_half_follows_phi(kind, num_subsets, first_half):
+    scores = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(200, -1)
+    sizes = torch.ones(num_subsets, dtype=torch.int64)
+    generator = make_generator(kind, 7, 200)
+    subsets = sampling.attribution_guided(scores, num_subsets, generator=generator, sizes=sizes)
+    assert subsets[:, :first_half, 3].all()  # all weight lies on the last patch
+    assert not subsets[:, first_half:, 3].any()
+
+
+def test_the_sizes_of_both_halves_are_uniform():
+    scores = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    subsets = sampling.attribution_guided(scores, 20, generator=torch.Generator().manual_seed(8))
+    for half in subsets.split(10, dim=1):
+        assert chi_squared_p(half.sum(-1).flatten().bincount(minlength=7), [0] + [1 / 6] * 6) > P_VALUE
+
+
+@both_generators
+@pytest.mark.parametrize("shared_by_images", [True, False])
+@pytest.mark.parametrize("how", ["uniform", "guided"])
+def test_given_sizes_are_kept(kind, shared_by_images, how):
+    sizes = torch.tensor([1, 9, 4, 4, 2]) if shared_by_images else torch.arange(1, 16).view(3, 5).clamp_max(9)
+    generator = make_generator(kind, 9, 3)
+    if how == "uniform":
+        subsets = sampling.uniform(3, 5, 9, generator=generator, sizes=sizes)
+    else:
+        subsets = sampling.attribution_guided(torch.rand(3, 9), 5, generator=generator, sizes=sizes)
+    assert torch.equal(subsets.sum(-1), sizes.expand(3, 5))
+
+
+def test_guided_sampling_takes_no_part_in_gradients():
+    scores = torch.rand(2, 5, requires_grad=True)
+    assert not sampling.attribution_guided(scores, 4, generator=torch.Generator().manual_seed(0)).requires_grad
+
+
+@both_generators
+def test_the_same_seed_gives_the_same_subsets(kind):
+    def draw(seed):
+        generator = make_generator(kind, seed, 3)
+        return torch.cat(
+            [
+                sampling.uniform(3, 8, 10, generator=generator),
+                sampling.attribution_guided(torch.arange(30.0).view(3, 10), 8, generator=generator),
+            ]
+        )
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Random numbers by image
+
+
+def test_keyed_numbers_do_not_depend_on_the_batch():
+    keys = torch.tensor([7, 0, -3, 123456789012345678, 8])
+    numbers = KeyedGenerator((1, 2), keys).uniform(4, 5)
+    assert numbers.shape == (5, 4, 5)
+    assert numbers.dtype == torch.float32
+    reordered = torch.tensor([3, 1, 4])
+    assert torch.equal(KeyedGenerator((1, 2), keys[reordered]).uniform(4, 5), numbers[reordered])
+    for b in range(5):
+        assert torch.equal(KeyedGenerator((1, 2), keys[b : b + 1]).uniform(4, 5)[0], numbers[b])
+
+
+def test_subsets_do_not_depend_on_the_batch():
+    keys, scores = torch.arange(10, 16), torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
+    whole = KeyedGenerator(3, keys)
+    expected = [sampling.uniform(6, 4, 9, generator=whole), sampling.attribution_guided(scores, 4, generator=whole)]
+    for part in torch.tensor([5, 2, 0, 1, 3, 4]).split(4):
+        generator = KeyedGenerator(3, keys[part])
+        assert torch.equal(sampling.uniform(len(part), 4, 9, generator=generator), expected[0][part])
+        assert torch.equal(sampling.attribution_guided(scores[part], 4, generator=generator), expected[1][part])
+
+
+def test_successive_calls_continue_one_stream():
+    whole = KeyedGenerator(0, torch.arange(3)).uniform(10)
+    parts = KeyedGenerator(0, torch.arange(3))
+    assert torch.equal(torch.cat([parts.uniform(4), parts.uniform(2, 3).flatten(1)], dim=1), whole)
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, (0, 1), (1, 0), (0, 0), 2**40])
+def test_streams_of_other_seeds_and_keys_differ(seed):
+    numbers = KeyedGenerator(seed, torch.arange(4)).uniform(100)
+    assert len(numbers.flatten().unique()) > 395
+    for other in {0, 1, -1, (0, 1), (1, 0), (0, 0), 2**40} - {seed}:
+        assert (KeyedGenerator(other, torch.arange(4)).uniform(100) == numbers).sum() <= 2
+    assert torch.equal(KeyedGenerator(seed, torch.arange(4)).uniform(100), numbers)
+
+
+def kolmogorov_smirnov(numbers):
+    numbers = numbers.flatten().double().sort().values
+    n = len(numbers)
+    steps = torch.arange(n + 1).double() / n
+    return max((steps[1:] - numbers).max(), (numbers - steps[:-1]).max()).item() * n**0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, (5, 1000)])
+def test_keyed_numbers_are_uniform_and_uncorrelated(seed):
+    """Neighbouring keys, as ids 0, 1, 2, ... are; the Kolmogorov-Smirnov bound is that of p = 0.001."""
+    numbers = KeyedGenerator(seed, torch.arange(64)).uniform(4096)
+    assert numbers.min() > 0
+    assert numbers.max() < 1
+    assert kolmogorov_smirnov(numbers) < 1.95
+    for axis in (numbers, numbers.T):  # draws of one image, and one draw of all images
+        assert max(kolmogorov_smirnov(row) for row in axis[:64]) < 2.4  # the largest of 64: p = 0.001
+    between_images = numbers.corrcoef() - torch.eye(64)
+    assert between_images.abs().max() * 4096**0.5 < 5
+    lagged = torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]).corrcoef()[0, 1]
+    assert abs(lagged) * numbers.numel() ** 0.5 < 4
+    next_seed = KeyedGenerator((seed if isinstance(seed, int) else seed[0]) + 1, torch.arange(64)).uniform(4096)
+    assert abs(torch.stack([numbers.flatten(), next_seed.flatten()]).corrcoef()[0, 1]) * numbers.numel() ** 0.5 < 4
+
+
+def test_equal_images_have_equal_keys_in_any_batch(images):
+    pixel_values = torch.cat([images(3), images(3)[1:2], images(2, seed=1)])
+    keys = sampling.image_keys(pixel_values)
+    assert keys.shape == (6,)
+    assert keys.dtype == torch.int64
+    assert keys[3] == keys[1]
+    assert len(keys.unique()) == 5
+    assert torch.equal(sampling.image_keys(pixel_values.flip(0)), keys.flip(0))
+    assert torch.equal(sampling.image_keys(pixel_values.transpose(0, 1).contiguous().transpose(0, 1)), keys)
+    assert torch.equal(sampling.image_keys(pixel_values[4:5]), keys[4:5])
+
+
+def test_nearly_equal_images_have_other_keys(images):
+    pixel_values = images(1).expand(770, -1, -1, -1).clone().flatten(1)
+    for b in range(768):  # each of these differs from image 768 in one pixel, by the smallest step
+        pixel_values[b, b] = torch.nextafter(pixel_values[b, b], torch.tensor(torch.inf))
+    pixel_values[769] = pixel_values[769].flip(0)
+    assert len(sampling.image_keys(pixel_values.view(-1, 3, 16, 16)).unique()) == 770
