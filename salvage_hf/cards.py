@@ -24,7 +24,9 @@ def write_explainer_card(
         results: scores of the saved step, named "eval_...".
         num_train_images, num_eval_images: how many images trained and validated.
     """
-    classifier = Path(args.model_name_or_path).name if Path(args.model_name_or_path).exists() else args.model_name_or_path
+    classifier = (
+        Path(args.model_name_or_path).name if Path(args.model_name_or_path).exists() else args.model_name_or_path
+    )
     repository = args.hub_model_id or Path(args.output_dir).resolve().name
     scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
     arguments = {

@@ -1,0 +1,50 @@
+"""The console command `salvage`."""
+
+import argparse
+import sys
+
+from . import metric_registration
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    explain = commands.add_parser("explain", help="pictures of what made a model decide, for images or folders of them")
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    explain.add_argument("--model", required=True, help="a Salvage model: a folder, or a name on the Hub")
+    explain.add_argument("--output", default="explanations", help="a PNG file, or a folder for several images")
+    explain.add_argument("--top", type=int, default=3, help="how many classes to show")
+
+    demo = commands.add_parser("demo", help="the whole method on a small data set made here, in some minutes")
+    demo.add_argument("--output_dir", default="demo_output", help="where data, models and the page are written")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
+
+    commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
+
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "explain":
+            from .explain import explain_files  # matplotlib is an extra
+
+            written, failed = explain_files(options.images, options.model, options.output, options.top)
+            for path in written:
+                print(path)
+            for message in failed:
+                print(f"skipped {message}", file=sys.stderr)
+            return 1 if failed else 0
+        if options.command == "demo":
+            from .demo import run_demo
+
+            run_demo(options.output_dir, options.seed)
+        else:
+            metric_registration.seed_module_cache()
+    except (ValueError, OSError) as error:
+        print(f"salvage {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
