@@ -30,7 +30,7 @@ class BenchmarkArguments:
     """Arguments of scripts/benchmark.py."""
 
     model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
-    explainer: str | None = arg(None, "The Salvage model, for the method salvage: a name on the Hub or a folder.")
+    explainer: str = arg("", "The Salvage model, for the method salvage: a name on the Hub or a folder.")
     methods: list[str] = field(
         default_factory=lambda: ["salvage", "last_attention", "attention_rollout", "random"],
         metadata={"help": f"Methods to compare: {', '.join(attribution_methods.REGISTRY)}."},
@@ -54,7 +54,7 @@ class BenchmarkArguments:
             raise ValueError(
                 f"no attribution method {unknown[0]!r}; there are {', '.join(attribution_methods.REGISTRY)}"
             )
-        if "salvage" in self.methods and self.explainer is None:
+        if "salvage" in self.methods and not self.explainer:
             raise ValueError("the method salvage needs explainer=, a Salvage model")
 
 
@@ -73,8 +73,8 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             args.dataset_name, args.validation_dir, args.dataset_split, args.image_column_name, args.on_bad_image
         )
     images = ProcessedImages(dataset, processor, v.config, args.image_column_name, args.label_column_name)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.max_eval_samples]
-    chosen = chosen.sort().values.tolist()
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
+    chosen = sorted(shuffled[: args.max_eval_samples].tolist())
     loader = DataLoader(Subset(images, chosen), batch_size=args.per_device_eval_batch_size)
     loader = accelerator.prepare(loader)
 

@@ -1,6 +1,7 @@
 """The whole method on a small data set whose answer is known: what `salvage demo` does."""
 
 import html
+import json
 import logging
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModel,
-    BitImageProcessor,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
     set_seed,
@@ -40,7 +40,7 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
     make_pictures(folder / "data" / "train", 400, seed)
     make_pictures(folder / "data" / "val", 50, seed + 1)
     make_untrained_classifier(folder / "untrained", seed)
-    common = {"train_dir": str(folder / "data" / "train"), "per_device_train_batch_size": 32, "seed": seed}
+    train_dir = str(folder / "data" / "train")
     print("1/3 training a classifier on pictures with patches removed")
     train_classifier(
         ClassifierArguments(
@@ -52,7 +52,9 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             max_train_steps=1500,
             validation_steps=500,
             checkpointing_steps=500,
-            **common,
+            train_dir=train_dir,
+            per_device_train_batch_size=32,
+            seed=seed,
         )
     )
     print("2/3 training Salvage against the frozen classifier")
@@ -67,7 +69,9 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             max_train_steps=400,
             validation_steps=100,
             checkpointing_steps=200,
-            **common,
+            train_dir=train_dir,
+            per_device_train_batch_size=32,
+            seed=seed,
         )
     )
     print("3/3 scoring the explanations")
@@ -148,11 +152,15 @@ def make_untrained_classifier(folder: Path, seed: int) -> None:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         num_register_tokens=2,
-        num_labels=len(CLASSES),
     )
+    config.num_labels = len(CLASSES)
     Dinov2WithRegistersForImageClassification(config).save_pretrained(folder)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    BitImageProcessor(size=size, do_center_crop=False).save_pretrained(folder)
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_center_crop": False,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 def add_localization(results: dict, folder: Path) -> None:

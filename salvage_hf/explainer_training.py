@@ -97,7 +97,7 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
             attributions = target_attributions(output.attributions, targets)
             scores = rank_scores(classifier, batch["pixel_values"], attributions, targets, args.seed, batch["ids"])
             generator = subsets.KeyedGenerator((args.seed, 1), batch["ids"])
-            drawn = subsets.uniform(*attributions.shape[:1], 8, attributions.shape[1], generator=generator)
+            drawn = subsets.uniform(len(attributions), 8, attributions.shape[1], generator=generator)
             target_logits = classifier.logits(batch["pixel_values"], drawn)
             divergence = objective(accelerator.unwrap_model(model).subset_logits(output, drawn), target_logits)
             correct = (predicted_targets(output.logits) == targets).float()
@@ -126,7 +126,7 @@ def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tens
     generator = subsets.KeyedGenerator(stream, ids.to(scores.device) + 1)
     if args.sampling == "guided":
         return subsets.attribution_guided(scores, args.num_subsets, generator=generator, sizes=sizes)
-    return subsets.uniform(*scores.shape[:1], args.num_subsets, scores.shape[1], generator=generator, sizes=sizes)
+    return subsets.uniform(len(scores), args.num_subsets, scores.shape[1], generator=generator, sizes=sizes)
 
 
 @torch.no_grad()

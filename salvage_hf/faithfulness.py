@@ -73,9 +73,9 @@ def rank_scores(
         seed: patches of equal attribution are ordered at random under this seed.
         ids: int64 [B], what an image's random numbers are keyed by; its pixels when None.
     """
-    value = _value_at(v, pixel_values, attributions, targets)
+    value, attributions, keys = _checked(v, pixel_values, attributions, targets, ids)
     num_patches = attributions.shape[1]
-    generator = sampling.KeyedGenerator(seed, _keys(pixel_values, ids).to(attributions.device))
+    generator = sampling.KeyedGenerator(seed, keys)
     # Equal attributions are neighbours after the stable sort, in the random order they were shuffled into before it.
     shuffled = generator.uniform(num_patches).argsort(dim=-1)
     order = attributions.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
@@ -119,22 +119,24 @@ def relative_scores(
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")
-    value = _value_at(v, pixel_values, attributions, targets)
+    value, attributions, keys = _checked(v, pixel_values, attributions, targets, ids)
     batch_size, num_patches = attributions.shape
     weights = sampling.min_max_weights(attributions)
-    generator = sampling.KeyedGenerator(seed, _keys(pixel_values, ids).to(attributions.device))
+    generator = sampling.KeyedGenerator(seed, keys)
     lif_orders = sampling.weighted_orders(weights, n_masks, generator=generator)
     mif_orders = sampling.weighted_orders(1 - weights, n_masks, generator=generator)
     places = sampling.positions(torch.cat([lif_orders, mif_orders], dim=1))  # [B, 2 n_masks, N]
     # Some sizes at a time: enough for dense batches, and few enough that the subsets never stand in memory at once.
     step = max(1, 512 // (2 * n_masks))
-    curves = []
+    blocks = []
     for sizes in tqdm(torch.arange(1, num_patches).split(step), desc="subset sizes", disable=not progress):
+        if not len(sizes):  # a single patch has no subset but the full one
+            break
         block = places[..., None, :] < sizes.to(places.device)[:, None]  # [B, 2 n_masks, sizes, N]
-        curves.append(value(block.flatten(1, 2)).unflatten(1, (2, n_masks, -1)))
+        blocks.append(value(block.flatten(1, 2)).unflatten(1, (2, n_masks, -1)))
     full = value(torch.ones(batch_size, 1, num_patches, dtype=torch.bool, device=places.device))
-    curves.append(full[:, None, None].expand(-1, 2, n_masks, -1))
-    curves = torch.cat(curves, dim=-1)  # [B, 2, n_masks, N]
+    blocks.append(full[:, None, None].expand(-1, 2, n_masks, -1))
+    curves = torch.cat(blocks, dim=-1)  # [B, 2, n_masks, N]
     scores = curves.mean(dim=-1)
     r_lif, r_mif = scores.mean(dim=-1).unbind(1)
     variance = (scores - scores.mean(dim=-1, keepdim=True)).square().sum(dim=-1) / (n_masks - 1 or torch.nan)
@@ -151,17 +153,19 @@ def mean_and_stderr(scores: torch.Tensor) -> tuple[float, float]:
     return scores.mean().item(), (scores.std() / len(scores) ** 0.5).item()
 
 
-def _keys(pixel_values: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    return sampling.image_keys(pixel_values) if ids is None else ids
-
-
-def _value_at(
+def _checked(
     v: "MaskedClassifier | ValueFunction | str",
     pixel_values: torch.Tensor,
     attributions: torch.Tensor,
     targets: torch.Tensor,
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Checks the arguments. Returns subsets [B, M, N] -> probability of the targets [B, M], beside the attributions."""
+    ids: torch.Tensor | None,
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Checks the arguments of a score.
+
+    Returns:
+        The value function, subsets [B, M, N] -> probability of the targets [B, M]; the attributions in float32; the
+        keys of the images' random numbers. All on the device of the attributions.
+    """
     batch_size = pixel_values.shape[0]
     if batch_size == 0:
         raise ValueError("pixel_values hold no image")
@@ -172,6 +176,8 @@ def _value_at(
         )
     if targets.shape != (batch_size,):
         raise ValueError(f"targets must be [B] with B = {batch_size}, got shape {tuple(targets.shape)}")
+    if ids is not None and ids.shape != (batch_size,):
+        raise ValueError(f"ids must be [B] with B = {batch_size}, got shape {tuple(ids.shape)}")
     if not attributions.isfinite().all():
         bad = (~attributions.isfinite()).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(f"attributions are NaN or infinite for the images at {bad[:10]}")
@@ -186,4 +192,17 @@ def _value_at(
         check_targets(targets, v.num_labels)
     probabilities = value_at(v, pixel_values)
     device = attributions.device
-    return lambda subsets: target_probability(probabilities(subsets).to(device), targets.to(device))
+    targets = targets.to(device)
+
+    def value(subsets: torch.Tensor) -> torch.Tensor:
+        answer = probabilities(subsets).to(device)
+        check_targets(targets, answer.shape[-1])
+        answer = target_probability(answer, targets)
+        if answer.isnan().any():
+            raise ValueError(
+                f"v returned NaN for the images at {answer.isnan().any(dim=1).nonzero().flatten().tolist()[:10]}"
+            )
+        return answer
+
+    keys = sampling.image_keys(pixel_values) if ids is None else ids
+    return value, attributions.float(), keys.to(device)

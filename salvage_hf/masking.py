@@ -116,7 +116,7 @@ class MaskedClassifier(nn.Module):
         self._tower = []
         if masking in ("drop", "mask_token"):
             base = classifier.base_model
-            on_tokens = _with_submodule(base, "embeddings", _TokensAsInput(base.embeddings))
+            on_tokens = _with_submodule(base, "embeddings", _TokensAsInput(base.get_submodule("embeddings")))
             self._tower.append(_with_submodule(classifier, classifier.base_model_prefix, on_tokens))
 
     @classmethod
@@ -194,7 +194,7 @@ class MaskedClassifier(nn.Module):
         if not self._tower:
             return pixel_values
         height, width = _two_sides(self.config.image_size)
-        if self._family.fixed_positions and pixel_values.shape[-2:] != (height, width):
+        if self._family and self._family.fixed_positions and pixel_values.shape[-2:] != (height, width):
             raise ValueError(
                 f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels; the positions of this "
                 f"{self.config.model_type} model are for {height} x {width}"
@@ -275,7 +275,7 @@ class MaskedClassifier(nn.Module):
 
     def _empty_logits(self, prefix_tokens: torch.Tensor) -> torch.Tensor:
         """v of the empty subset, the same for every image: [1, P, D] -> [1, K]. A mean over no patches is zero."""
-        if not self._family.pools_patches:
+        if not (self._family and self._family.pools_patches):
             return self._tower[0](prefix_tokens).logits
         cls = getattr(self._tower[0], self.classifier.base_model_prefix)(prefix_tokens).last_hidden_state[:, 0]
         return self.classifier.classifier(torch.cat([cls, torch.zeros_like(cls)], dim=-1))

@@ -20,11 +20,11 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import ProjectConfiguration, set_seed
 from huggingface_hub import HfApi
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from .data import load_images
+from .data import ProcessedImages, load_images
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def fit(
     args: LoopArguments,
     accelerator: Accelerator,
     model: torch.nn.Module,
-    train_dataset: Dataset,
+    train_dataset: ProcessedImages,
     compute_loss: Callable[[torch.nn.Module, dict[str, torch.Tensor], int], torch.Tensor],
     evaluate: Callable[[torch.nn.Module], dict[str, float]],
     best_metric: str,
@@ -217,9 +217,7 @@ def fit(
     accelerator.register_for_checkpointing(scheduler)
     shown = {name: value for name, value in asdict(args).items() if name != "hub_token"}
     accelerator.init_trackers(output_dir.resolve().name, config=shown if args.with_tracking else None)
-    checkpointing_steps = {"epoch": steps_per_epoch, None: max_steps}.get(
-        args.checkpointing_steps, args.checkpointing_steps
-    )
+    checkpointing_steps = steps_per_epoch if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps or max_steps)
 
     progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
     if args.resume_from_checkpoint:

@@ -97,8 +97,9 @@ def main() -> None:
         results.append(compare(v, side, args.subsets_per_size, args.rounds, dtype))
         last = results[-1]
         print(
-            f"{last['patches']} patches, {device.type} {args.dtype}, {last['subsets']} subsets of sizes 1..N: dense masks "
-            f"take {last['ratio']:.2f} times as long as dropping (rounds: {', '.join(f'{r:.2f}' for r in last['ratios'])}); "
+            f"{last['patches']} patches, {device.type} {args.dtype}, {last['subsets']} subsets of sizes 1..N: "
+            f"dense masks take {last['ratio']:.2f} times as long as dropping "
+            f"(rounds: {', '.join(f'{ratio:.2f}' for ratio in last['ratios'])}); "
             f"largest difference of the logits {last['largest_difference']:.1e}",
             flush=True,
         )
