@@ -1,5 +1,6 @@
 """Attribution methods side by side on the same images: scores per image, kept in one results.json."""
 
+import hashlib
 import json
 import logging
 import time
@@ -78,20 +79,22 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     loader = DataLoader(Subset(images, chosen), batch_size=args.per_device_eval_batch_size)
     loader = accelerator.prepare(loader)
 
+    explainer = None
+    if "salvage" in args.methods:
+        explainer = AutoModel.from_pretrained(args.explainer, dtype=torch.float32).to(accelerator.device).eval()
+
     path = Path(args.output_dir) / "results.json"
     settings = {name: value for name, value in asdict(args).items() if name not in ("methods", "output_dir")}
+    settings["weights"] = [fingerprint(v.classifier), explainer and fingerprint(explainer)]
     results: dict[str, Any] = {"arguments": settings, "methods": {}}
     if path.is_file() and json.loads(path.read_text())["arguments"] == settings:
         results = json.loads(path.read_text())
     names = image_names(dataset, args.image_column_name)
     results["ids"] = [names[index] for index in chosen]
     results["targets"] = [images.labels[index] for index in chosen] if images.labels else []
-    explainer = None
-    if "salvage" in args.methods:
-        explainer = AutoModel.from_pretrained(args.explainer, dtype=torch.float32).to(accelerator.device).eval()
-        if "classification" not in results:
-            everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
-            results["classification"] = classification(accelerator, v, explainer, everything)
+    if explainer is not None and "classification" not in results:
+        everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
+        results["classification"] = classification(accelerator, v, explainer, everything)
     for name in args.methods:
         if name in results["methods"]:
             logger.info("%s is done already", name)
@@ -101,10 +104,19 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         results["methods"][name] = score_method(accelerator, v, method, loader, args, name)
         if accelerator.is_main_process:
             # Written beside and renamed: a run stopped here leaves the earlier results whole.
-            path.with_suffix(".partial").write_text(json.dumps(results, indent=1) + "\n")
+            path.with_suffix(".partial").write_text(json.dumps(results) + "\n")
             path.with_suffix(".partial").rename(path)
             (path.parent / "table.md").write_text(markdown_table(results))
     return results
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a model's weights: results belong to weights, not to the folder these lay in."""
+    digest = hashlib.sha256()
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(values.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def score_method(
@@ -130,8 +142,8 @@ def score_method(
         rows.append(accelerator.gather_for_metrics(torch.stack(scores, dim=1)))
         of_batch = [rank.lif_curve, rank.mif_curve, relative.r_lif_curve, relative.r_mif_curve]
         curves.append(accelerator.gather_for_metrics(torch.stack(of_batch, dim=1)))
-    columns = torch.cat(rows).T.tolist()
-    mean_curves = torch.cat(curves).mean(dim=0).tolist()
+    columns = torch.cat(rows).double().round(decimals=6).T.tolist()
+    mean_curves = torch.cat(curves).double().mean(dim=0).round(decimals=6).tolist()
     return {
         **dict(zip((*SCORES, "r_srg_draw_stderr"), columns, strict=True)),
         "curves": dict(zip(("lif", "mif", "r_lif", "r_mif"), mean_curves, strict=True)),

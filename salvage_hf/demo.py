@@ -3,6 +3,7 @@
 import html
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
     """Makes pictures, trains a classifier and Salvage on them, scores the maps; returns the page that shows it all."""
     start = time.perf_counter()
     folder = Path(output_dir)
+    for part in ("data", "untrained", "classifier", "explainer", "benchmark"):
+        shutil.rmtree(folder / part, ignore_errors=True)  # of an earlier demo
     make_pictures(folder / "data" / "train", 400, seed)
     make_pictures(folder / "data" / "val", 50, seed + 1)
     make_untrained_classifier(folder / "untrained", seed)
@@ -49,9 +52,9 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             mask_patches=True,
             learning_rate=1e-3,
             num_warmup_steps=100,
-            max_train_steps=1500,
-            validation_steps=500,
-            checkpointing_steps=500,
+            max_train_steps=700,
+            validation_steps=350,
+            checkpointing_steps=350,
             train_dir=train_dir,
             per_device_train_batch_size=32,
             seed=seed,
@@ -62,13 +65,13 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
         ExplainerArguments(
             model_name_or_path=str(folder / "classifier"),
             output_dir=str(folder / "explainer"),
-            num_subsets=16,
-            learning_rate=5e-4,
+            num_subsets=8,
+            learning_rate=1e-3,
             num_warmup_steps=50,
             lr_scheduler_type="cosine",
-            max_train_steps=400,
-            validation_steps=100,
-            checkpointing_steps=200,
+            max_train_steps=500,
+            validation_steps=125,
+            checkpointing_steps=250,
             train_dir=train_dir,
             per_device_train_batch_size=32,
             seed=seed,

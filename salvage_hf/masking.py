@@ -6,6 +6,7 @@ K classes, S a subset (True where visible).
 """
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +108,8 @@ class MaskedClassifier(nn.Module):
         patch_size = patch_size or own_patch_size
         if patch_size is None:
             raise ValueError(f"patch_size is needed for a {config.model_type} model, for example patch_size=16")
-        if image_size is None and getattr(config, "image_size", None) is not None:
+        # DINOv2's config names the size of its position grid (518), whatever size its images have.
+        if image_size is None and not (family and not family.fixed_positions) and getattr(config, "image_size", None):
             image_size = _two_sides(config.image_size)
         self.classifier = classifier.eval()
         self.masking, self.patch_size, self.image_size, self.chunk_size = masking, patch_size, image_size, chunk_size
@@ -371,8 +373,8 @@ def as_value_function(
         model: a `MaskedClassifier`, a Hugging Face image classifier, its name or folder, or any function
             (pixel_values [B, C, H, W], subsets [B, M, N]) -> probabilities [B, M, K].
     """
-    if isinstance(model, str):
-        return MaskedClassifier.from_pretrained(model)
+    if isinstance(model, (str, os.PathLike)):
+        return MaskedClassifier.from_pretrained(str(model))
     if isinstance(model, PreTrainedModel):
         return MaskedClassifier(model)
     if not callable(model):

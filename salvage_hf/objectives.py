@@ -28,8 +28,8 @@ def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     if logits.shape[-1] == 1:
         # sigmoid(z) is the softmax of (0, z)
         logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
-    # exp(-1e4) is 0 in float32: the bound changes no probability, and keeps 0 * log 0 at 0.
-    return logits.clamp(-1e30, 1e30).log_softmax(dim=-1).clamp_min(-1e4)
+    # A logit of minus infinity becomes a probability of exactly 0 whose logarithm is finite: 0 * log 0 stays 0.
+    return logits.clamp(-1e30, 1e30).log_softmax(dim=-1)
 
 
 OBJECTIVES = {"salvage": jensen_shannon}

@@ -217,7 +217,8 @@ def fit(
     accelerator.register_for_checkpointing(scheduler)
     shown = {name: value for name, value in asdict(args).items() if name != "hub_token"}
     accelerator.init_trackers(output_dir.resolve().name, config=shown if args.with_tracking else None)
-    checkpointing_steps = steps_per_epoch if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps or max_steps)
+    every = args.checkpointing_steps
+    checkpointing_steps = steps_per_epoch if every == "epoch" else int(every or max_steps)
 
     progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
     if args.resume_from_checkpoint:

@@ -336,6 +336,7 @@ def test_scores_need_no_gradient_and_change_no_argument(tiny_classifier, images,
         ({"targets": torch.tensor([0, 3])}, "targets contain 3; the classifier's labels are 0..2"),
         ({"targets": torch.tensor([-1, 0])}, "targets contain -1"),
         ({"targets": torch.tensor([0])}, r"targets must be \[B\] with B = 2"),
+        ({"ids": torch.tensor([0, 1, 2])}, r"ids must be \[B\] with B = 2"),
         ({"pixel_values": torch.zeros(0, 3, 16, 16), "attributions": torch.zeros(0, 16)}, "no image"),
     ],
 )
@@ -343,6 +344,25 @@ def test_wrong_arguments(tiny_classifier, images, score, change, message):
     arguments = {"pixel_values": images(2), "attributions": torch.zeros(2, 16), "targets": torch.tensor([0, 1])}
     with pytest.raises(ValueError, match=message):
         score(tiny_classifier(), **{**arguments, **change})
+
+
+@pytest.mark.parametrize("score", [rank_scores, relative_scores])
+def test_a_value_function_is_checked_too(score):
+    pixel_values, attributions, targets = make(2, 4, 3)
+    with pytest.raises(ValueError, match="targets contain 3"):
+        score(game, pixel_values, attributions, torch.tensor([0, 3]))
+    pixel_values[1, 0, 0, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN for the images at \[1\]"):
+        score(game, pixel_values, attributions, targets)
+
+
+@pytest.mark.parametrize("score", [rank_scores, relative_scores])
+def test_half_precision_attributions(score):
+    pixel_values, attributions, targets = make(3, 6, 2)
+    half = attributions.half()
+    scores, expected = (score(game, pixel_values, a, targets) for a in (half, half.float()))
+    for name, value in vars(scores).items():
+        assert torch.equal(value, getattr(expected, name)), name
 
 
 def test_n_masks_must_be_positive():
