@@ -17,7 +17,7 @@ class SalvageConfig(PretrainedConfig):
         head_num_attention_heads: attention heads of a layer; the backbone's number when None.
         head_mlp_ratio: width of a layer's feed-forward part, as a multiple of `head_hidden_size`.
         logit_temperature: divides the summed values before softmax or sigmoid (eq. 4; the paper uses 1).
-        initializer_range: standard deviation of the head's initial weights.
+        initializer_range: standard deviation of the head's initial weights; the backbone's when None.
     """
 
     model_type = "salvage"
@@ -31,7 +31,7 @@ class SalvageConfig(PretrainedConfig):
         head_num_attention_heads=None,
         head_mlp_ratio=4,
         logit_temperature=1.0,
-        initializer_range=0.02,
+        initializer_range=None,
         **kwargs,
     ):
         if backbone_config is None:
@@ -45,7 +45,7 @@ class SalvageConfig(PretrainedConfig):
         self.head_num_attention_heads = head_num_attention_heads or backbone_config.num_attention_heads
         self.head_mlp_ratio = head_mlp_ratio
         self.logit_temperature = logit_temperature
-        self.initializer_range = initializer_range
+        self.initializer_range = initializer_range or backbone_config.initializer_range
         if self.head_hidden_size % self.head_num_attention_heads:
             raise ValueError(
                 f"head_hidden_size={self.head_hidden_size} is not a multiple of "

@@ -52,9 +52,9 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             mask_patches=True,
             learning_rate=1e-3,
             num_warmup_steps=100,
-            max_train_steps=700,
-            validation_steps=350,
-            checkpointing_steps=350,
+            max_train_steps=600,
+            validation_steps=300,
+            checkpointing_steps=300,
             train_dir=train_dir,
             per_device_train_batch_size=32,
             seed=seed,
@@ -66,12 +66,12 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             model_name_or_path=str(folder / "classifier"),
             output_dir=str(folder / "explainer"),
             num_subsets=8,
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             num_warmup_steps=50,
             lr_scheduler_type="cosine",
-            max_train_steps=500,
-            validation_steps=125,
-            checkpointing_steps=250,
+            max_train_steps=700,
+            validation_steps=100,
+            checkpointing_steps=350,
             train_dir=train_dir,
             per_device_train_batch_size=32,
             seed=seed,
@@ -120,9 +120,9 @@ def make_pictures(folder: Path, per_class: int, seed: int) -> None:
             ground = np.asarray(coarse.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC), dtype=float)
             picture = ground + rng.normal(0, 12, ground.shape)
             for _ in range(2):
-                shape, _ = _shape(rng, 9, 13)
+                shape, _ = _shape(rng, 7, 11)
                 picture[shape] = rng.integers(0, 256, 3) + rng.normal(0, 12, ground.shape)[shape]
-            mask, (shift_x, shift_y) = _shape(rng, 11, 16)
+            mask, (shift_x, shift_y) = _shape(rng, 7, 11)
             dark, light = rng.integers(0, 90, 3), rng.integers(165, 256, 3)
             shifted = np.roll(pattern, (shift_y, shift_x), axis=(0, 1))[..., None]
             picture[mask] = np.where(shifted, light, dark)[mask] + rng.normal(0, 12, ground.shape)[mask]
@@ -155,6 +155,7 @@ def make_untrained_classifier(folder: Path, seed: int) -> None:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         num_register_tokens=2,
+        initializer_range=0.1,  # 0.02 is meant for wide models
     )
     config.num_labels = len(CLASSES)
     Dinov2WithRegistersForImageClassification(config).save_pretrained(folder)
