@@ -30,6 +30,8 @@ from .masking import MaskedClassifier, activation, target_attributions
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
 METHODS = ("salvage", "last_attention", "random")
+TRAIN_PICTURES, EVAL_PICTURES = 400, 50  # of each class
+CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 700
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,8 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
     folder = Path(output_dir)
     for part in ("data", "untrained", "classifier", "explainer", "benchmark"):
         shutil.rmtree(folder / part, ignore_errors=True)  # of an earlier demo
-    make_pictures(folder / "data" / "train", 400, seed)
-    make_pictures(folder / "data" / "val", 50, seed + 1)
+    make_pictures(folder / "data" / "train", TRAIN_PICTURES, seed)
+    make_pictures(folder / "data" / "val", EVAL_PICTURES, seed + 1)
     make_untrained_classifier(folder / "untrained", seed)
     train_dir = str(folder / "data" / "train")
     print("1/3 training a classifier on pictures with patches removed")
@@ -52,7 +54,7 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             mask_patches=True,
             learning_rate=1e-3,
             num_warmup_steps=100,
-            max_train_steps=600,
+            max_train_steps=CLASSIFIER_STEPS,
             validation_steps=300,
             checkpointing_steps=300,
             train_dir=train_dir,
@@ -69,7 +71,7 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             learning_rate=5e-4,
             num_warmup_steps=50,
             lr_scheduler_type="cosine",
-            max_train_steps=700,
+            max_train_steps=EXPLAINER_STEPS,
             validation_steps=100,
             checkpointing_steps=350,
             train_dir=train_dir,

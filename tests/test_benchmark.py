@@ -1,0 +1,143 @@
+"""The comparison of methods: resumable, independent of batch size, and right."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from salvage_hf import MaskedClassifier, attribution_methods, benchmark
+from salvage_hf.benchmark import BenchmarkArguments, fingerprint, markdown_table, run_benchmark
+from salvage_hf.data import open_image
+from salvage_hf.faithfulness import rank_scores, relative_scores
+from salvage_hf.modeling import SalvageModel
+
+
+@pytest.fixture
+def arguments(tiny_classifier, save_processor, tmp_path):
+    classifier = tiny_classifier("dinov2_with_registers")
+    classifier.save_pretrained(tmp_path / "classifier")
+    save_processor(tmp_path / "classifier")
+    explainer = SalvageModel.from_classifier(classifier)
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        folder = tmp_path / "images" / f"LABEL_{label}"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+    def build(**changes):
+        return BenchmarkArguments(
+            **{
+                "model_name_or_path": str(tmp_path / "classifier"),
+                "explainer": str(tmp_path / "explainer"),
+                "validation_dir": str(tmp_path / "images"),
+                "max_eval_samples": 7,
+                "n_masks": 2,
+                "output_dir": str(tmp_path / "out"),
+                **changes,
+            }
+        )
+
+    return build
+
+
+def test_scores_are_those_of_single_images(arguments, tmp_path):
+    args = arguments()
+    results = run_benchmark(args)
+    assert len(results["ids"]) == 7
+    v = MaskedClassifier.from_pretrained(args.model_name_or_path)
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+    all_names = sorted(str(p.relative_to(tmp_path / "images")) for p in (tmp_path / "images").rglob("*.png"))
+    for name in ("last_attention", "salvage"):
+        options = {"explainer": args.explainer} if name == "salvage" else {}
+        method = attribution_methods.load(name, classifier=v, **options)
+        for position, (image, target) in enumerate(zip(results["ids"], results["targets"], strict=True)):
+            assert f"LABEL_{target}" in image
+            pixels = processor(open_image(tmp_path / "images" / image), return_tensors="pt")["pixel_values"]
+            targets, ids = torch.tensor([target]), torch.tensor([all_names.index(image)])
+            attributions = method(pixels, targets)
+            rank = rank_scores(v, pixels, attributions, targets, args.seed, ids)
+            relative = relative_scores(v, pixels, attributions, targets, 2, args.seed, ids)
+            scores = results["methods"][name]
+            assert scores["srg"][position] == pytest.approx(rank.srg.item(), abs=1e-4)
+            assert scores["r_srg"][position] == pytest.approx(relative.r_srg.item(), abs=1e-4)
+
+
+def test_batch_size_changes_nothing(arguments, tmp_path):
+    runs = [
+        run_benchmark(arguments(per_device_eval_batch_size=size, output_dir=str(tmp_path / f"out{size}")))
+        for size in (2, 32)
+    ]
+    for name, scores in runs[0]["methods"].items():
+        for score in benchmark.SCORES:
+            assert scores[score] == pytest.approx(runs[1]["methods"][name][score], abs=1e-4)
+
+
+def test_a_stopped_run_keeps_what_is_done(arguments, monkeypatch):
+    done = []
+    score_method = benchmark.score_method
+
+    def stopped_at_the_third(*args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(args[-1])
+        return score_method(*args)
+
+    monkeypatch.setattr(benchmark, "score_method", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(arguments())
+    monkeypatch.setattr(benchmark, "score_method", lambda *args: done.append(args[-1]) or score_method(*args))
+    results = run_benchmark(arguments())
+    assert done == ["salvage", "last_attention", "attention_rollout", "random"]
+    assert list(results["methods"]) == done
+
+
+def test_results_of_other_weights_are_not_kept(arguments, tmp_path):
+    before = run_benchmark(arguments(methods=["salvage"]))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    after = run_benchmark(arguments(methods=["salvage"]))
+    assert before["methods"]["salvage"]["srg"] != after["methods"]["salvage"]["srg"]
+
+
+def test_fingerprint_sees_every_weight(tiny_classifier):
+    model = tiny_classifier()
+    before = fingerprint(model)
+    assert before == fingerprint(tiny_classifier())
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-3
+    assert fingerprint(model) != before
+
+
+def test_the_table_holds_mean_and_standard_error():
+    scores = {name: [0.1, 0.3] for name in benchmark.SCORES}
+    table = markdown_table({"methods": {"random": scores}})
+    assert "| Random | 20.0 ± 10.0 |" in table
+    assert "| SRG ↑ | LIF ↑ | MIF ↓ |" in table
+
+
+def test_classification_counts_agreement(arguments):
+    results = run_benchmark(arguments(methods=["salvage"], max_eval_samples=1))
+    classification = results["classification"]
+    assert classification["images"] == 9  # all images, however few are scored
+    assert classification["agreement"] <= 1 - abs(classification["classifier"] - classification["explainer"]) + 1e-9
+
+
+def test_messages(arguments):
+    with pytest.raises(ValueError, match="no attribution method 'guesswork'; there are salvage"):
+        arguments(methods=["guesswork"])
+    with pytest.raises(ValueError, match="the method salvage needs explainer="):
+        arguments(explainer="")
+
+
+def test_the_file_is_json(arguments, tmp_path):
+    run_benchmark(arguments(methods=["random"]))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["arguments"]["n_masks"] == 2
+    assert "Random" in (tmp_path / "out" / "table.md").read_text()

@@ -1,0 +1,84 @@
+"""The demo, with few pictures and steps; what it prints after all of them stands in the README."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from salvage_hf import demo
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "TRAIN_PICTURES", 24)
+        patch.setattr(demo, "EVAL_PICTURES", 3)
+        patch.setattr(demo, "CLASSIFIER_STEPS", 3)
+        patch.setattr(demo, "EXPLAINER_STEPS", 3)
+        page = demo.run_demo(str(folder))
+    return folder, page
+
+
+def test_the_page_needs_no_other_file_and_holds_every_part(run):
+    folder, page = run
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text
+    for word in ("Salvage", "Attn. last", "Random", "SRG", "R-SRG", "RRA", "RMA", "Classifying by explaining", "±"):
+        assert word in text
+    results = json.loads((folder / "benchmark" / "results.json").read_text())
+    assert set(results["methods"]) == {"salvage", "last_attention", "random"}
+    assert f"On {4 * 3} pictures" in text.replace("\n", " ")
+
+
+def test_the_explainer_of_the_demo_loads(run):
+    folder, _ = run
+    model = AutoModel.from_pretrained(folder / "explainer")
+    assert list(model.config.id2label.values()) == sorted(demo.CLASSES)
+
+
+def test_a_second_demo_in_the_same_folder_starts_afresh(run, monkeypatch):
+    folder, _ = run
+    for name, value in {"TRAIN_PICTURES": 16, "EVAL_PICTURES": 2, "CLASSIFIER_STEPS": 1, "EXPLAINER_STEPS": 1}.items():
+        monkeypatch.setattr(demo, name, value)
+    demo.run_demo(str(folder), seed=1)
+    results = json.loads((folder / "benchmark" / "results.json").read_text())
+    assert len(results["ids"]) == 4 * 2
+    assert results["arguments"]["seed"] == 1
+
+
+def test_the_mask_is_where_the_pattern_is(tmp_path):
+    """Two pictures from the same random numbers but for the pattern differ inside their masks and nowhere else."""
+    demo.make_pictures(tmp_path / "val", 40, seed=3)
+    for name in demo.CLASSES:
+        for number in range(40):
+            picture = np.asarray(Image.open(tmp_path / "val" / name / f"{number:04d}.png"), dtype=float)
+            mask = np.asarray(Image.open(tmp_path / "val_masks" / name / f"{number:04d}.png"))
+            assert 0.02 < mask.mean() < 0.12
+            # A pattern is bright beside dark: only there do neighbours differ by more than the noise explains.
+            jump = np.abs(np.diff(picture, axis=1)).min(axis=-1)[:, :]
+            strong = jump > 70
+            inside = mask[:, 1:] | mask[:, :-1]
+            if name != "horizontal stripes":  # these alternate along the columns
+                assert strong[inside].mean() > 5 * strong[~inside].mean()
+
+
+def test_pictures_come_from_the_seed(tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        demo.make_pictures(tmp_path / folder, 1, seed)
+    first = [(tmp_path / folder / "checks" / "0000.png").read_bytes() for folder in "abc"]
+    assert first[0] == first[1] != first[2]
+
+
+def test_localization_is_that_of_the_shown_images(run):
+    """RRA of the mask itself would be 1: the masks belong to the images in the order of the results."""
+    folder, _ = run
+    results = json.loads((folder / "benchmark" / "results.json").read_text())
+    v, processor, files = demo._explained(results, folder)
+    assert [file.parent.name for file in files] == [v.config.id2label[index] for index in results["targets"]]
+    pixels = processor([Image.open(file).convert("RGB") for file in files], return_tensors="pt")["pixel_values"]
+    assert torch.isfinite(pixels).all()
