@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from salvage_hf import MaskedClassifier, subsets
@@ -42,34 +43,33 @@ def synchronised_seconds(function, device: torch.device) -> tuple[float, torch.T
 
 
 @torch.no_grad()
-def compare(v: MaskedClassifier, side: int, subsets_per_size: int, rounds: int, dtype: torch.dtype) -> dict:
+def compare(v: MaskedClassifier, side: int, rows_per_size: int, rounds: int, dtype: torch.dtype) -> dict:
     generator = torch.Generator().manual_seed(0)
     num_patches = side * side
-    pixel_values = torch.randn(1, 3, side * v.patch_size, side * v.patch_size, generator=generator)
-    sizes = torch.arange(1, num_patches + 1).repeat_interleave(subsets_per_size)
-    drawn = subsets.uniform(1, len(sizes), num_patches, generator=generator, sizes=sizes)
+    pixel_values = torch.randn(rows_per_size, 3, side * v.patch_size, side * v.patch_size, generator=generator)
+    sizes = torch.arange(1, num_patches + 1)
+    drawn = subsets.uniform(rows_per_size, num_patches, num_patches, generator=generator, sizes=sizes)
     pixel_values, drawn = pixel_values.to(v.device, dtype), drawn.to(v.device)
     rows = max(1, v.chunk_size // (num_patches + 1))  # as many tokens in a forward as the dropping side
 
-    def dropping():
-        return v.logits(pixel_values, drawn)
-
-    def dense():
-        return dense_logits(v.classifier, pixel_values, drawn, rows)
-
-    difference = (dropping() - dense()).abs().max().item()  # also the warm-up
-    seconds: dict[str, list[float]] = {"dropping": [], "dense": []}
-    for _ in range(rounds):
-        for name, function in (("dropping", dropping), ("dense", dense)):
-            seconds[name].append(synchronised_seconds(function, v.device)[0])
+    sides = {
+        "dropping": lambda: v.logits(pixel_values, drawn),
+        "dense": lambda: dense_logits(v.classifier, pixel_values, drawn, rows),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    logits = {}
+    for _ in tqdm(range(rounds), desc=f"{num_patches} patches"):
+        for name, function in sides.items():
+            elapsed, logits[name] = synchronised_seconds(function, v.device)
+            seconds[name].append(elapsed)
     ratios = [slow / fast for slow, fast in zip(seconds["dense"], seconds["dropping"], strict=True)]
     return {
         "patches": num_patches,
-        "subsets": len(sizes),
+        "forwards": rows_per_size * num_patches,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
         "seconds": seconds,
-        "largest_difference": difference,
+        "largest_difference": (logits["dropping"] - logits["dense"]).abs().max().item(),
     }
 
 
@@ -77,8 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", help="a DINOv2 classifier; ViT-S/14 with random weights when not given")
     parser.add_argument("--grids", type=int, nargs="+", default=[8, 16], help="patches along a side")
-    parser.add_argument("--subsets_per_size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows_per_size", type=int, nargs="+", default=[32, 8], help="images, for each of the grids")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--output_dir", default="outputs/benchmark_masking")
     args = parser.parse_args()
@@ -93,11 +93,11 @@ def main() -> None:
         v = MaskedClassifier(Dinov2ForImageClassification(config).to(dtype).requires_grad_(False))
     v.to(device)
     results = []
-    for side in args.grids:
-        results.append(compare(v, side, args.subsets_per_size, args.rounds, dtype))
+    for side, rows_per_size in zip(args.grids, args.rows_per_size, strict=True):
+        results.append(compare(v, side, rows_per_size, args.rounds, dtype))
         last = results[-1]
         print(
-            f"{last['patches']} patches, {device.type} {args.dtype}, {last['subsets']} subsets of sizes 1..N: "
+            f"{last['patches']} patches, {device.type} {args.dtype}, {last['forwards']} subsets of sizes 1..N: "
             f"dense masks take {last['ratio']:.2f} times as long as dropping "
             f"(rounds: {', '.join(f'{ratio:.2f}' for ratio in last['ratios'])}); "
             f"largest difference of the logits {last['largest_difference']:.1e}",
