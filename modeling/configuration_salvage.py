@@ -1,5 +1,7 @@
 """Configuration of a Salvage explainer."""
 
+import copy
+
 from transformers import AutoConfig, PretrainedConfig
 
 
@@ -38,6 +40,8 @@ class SalvageConfig(PretrainedConfig):
             backbone_config = {"model_type": "dinov2_with_registers", "image_size": 518, "patch_size": 14}
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
+        else:
+            backbone_config = copy.deepcopy(backbone_config)
         backbone_config.name_or_path = ""  # a path of this machine must not reach the Hub
         self.backbone_config = backbone_config
         self.head_hidden_size = head_hidden_size or backbone_config.hidden_size

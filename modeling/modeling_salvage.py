@@ -155,9 +155,7 @@ class SalvageModel(SalvagePreTrainedModel):
                 "load it with AutoModelForImageClassification"
             )
         backbone_config = copy.deepcopy(config)
-        # The labels belong to the explainer's own config, and a path of this machine must not reach the Hub.
-        backbone_config.name_or_path = ""
-        backbone_config.num_labels = 2
+        backbone_config.num_labels = 2  # the labels belong to the explainer's own config
         backbone_config.architectures = None
         backbone_config.dtype = None
         labels = {"id2label": dict(config.id2label), "label2id": dict(config.label2id)}

@@ -30,8 +30,8 @@ from .masking import MaskedClassifier, activation, target_attributions
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
 METHODS = ("salvage", "last_attention", "random")
-TRAIN_PICTURES, EVAL_PICTURES = 400, 50  # of each class
-CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 700
+TRAIN_PICTURES, EVAL_PICTURES = 400, 40  # of each class
+CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 450
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             explainer=str(folder / "explainer"),
             methods=list(METHODS),
             validation_dir=str(folder / "data" / "val"),
-            n_masks=4,
+            n_masks=2,
             seed=seed,
             output_dir=str(folder / "benchmark"),
         )

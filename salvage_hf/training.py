@@ -65,7 +65,7 @@ class LoopArguments:
     dataset_name: str | None = arg(None, "A data set on the Hub.")
     train_dir: str | None = arg(None, "A folder of training images, one sub-folder a class.")
     validation_dir: str | None = arg(
-        None, "A folder of validation images; a part of the training images when not given."
+        None, "A folder of validation images; else the data set's split of that name, else a part of the training set."
     )
     train_val_split: float = arg(0.05, "Share of the training images kept for validation without --validation_dir.")
     max_train_samples: int | None = arg(None, "Train on this many random images only.")
@@ -158,6 +158,8 @@ def load_splits(args: LoopArguments) -> tuple[datasets.Dataset, datasets.Dataset
     train = load_images(args.dataset_name, args.train_dir, **options)
     if args.validation_dir:
         validation = load_images(folder=args.validation_dir, **options)
+    elif args.dataset_name and "validation" in datasets.get_dataset_split_names(args.dataset_name):
+        validation = load_images(args.dataset_name, split="validation", **options)
     else:
         parts = train.train_test_split(test_size=args.train_val_split, seed=args.seed)
         train, validation = parts["train"], parts["test"]

@@ -284,6 +284,16 @@ def test_other_kinds_of_runs(arguments, data, straight, changes):
     assert history_of(results_folder)[0] != history_of(straight)[0]
 
 
+def test_a_data_set_with_a_validation_split_is_validated_on_it(arguments, data, tmp_path):
+    (tmp_path / "dataset").mkdir()
+    images = load_images(folder=str(data / "train"))
+    images.select(range(9)).to_parquet(tmp_path / "dataset" / "train.parquet")
+    images.select(range(9, 14)).to_parquet(tmp_path / "dataset" / "validation.parquet")
+    own = {"train_dir": None, "validation_dir": None, "dataset_name": str(tmp_path / "dataset")}
+    train, validation = training.load_splits(arguments(**own))
+    assert (len(train), len(validation)) == (9, 5)
+
+
 def test_images_without_labels_serve_the_predicted_class(arguments, data, tmp_path):
     (tmp_path / "dataset").mkdir()
     load_images(folder=str(data / "train")).remove_columns("label").to_parquet(tmp_path / "dataset" / "train.parquet")
@@ -385,7 +395,7 @@ def test_a_run_killed_while_it_writes_continues_from_the_checkpoint_before(argum
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=600)
     process.kill()
     assert process.exitcode == -signal.SIGKILL
     left = tmp_path / "run"
@@ -627,7 +637,7 @@ def test_two_processes_give_the_numbers_of_one(data, tmp_path, freeze):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", str(port), str(SCRIPT), *command_line(halves)]
     env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"))
-    done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert two["num_processes"] == 2
@@ -653,7 +663,7 @@ def test_the_script_pushes_the_best_model_alone_and_logs_to_tensorboard(data, tm
     with local_hub(tmp_path) as hub:
         env = environment(**hub, HF_DATASETS_CACHE=str(tmp_path / "cache"))
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), *command_line(args)], env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, str(SCRIPT), *command_line(args)], env=env, capture_output=True, text=True, timeout=900
         )
     assert done.returncode == 0, done.stderr
     pushed = files_of(tmp_path / "hub" / "models" / "org" / "tiny") - {".gitattributes"}
