@@ -31,7 +31,7 @@ IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
 METHODS = ("salvage", "last_attention", "random")
 TRAIN_PICTURES, EVAL_PICTURES = 400, 40  # of each class
-CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 450
+CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 600
 
 logger = logging.getLogger(__name__)
 
