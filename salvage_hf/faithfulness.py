@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from . import subsets as sampling
 from .masking import MaskedClassifier, ValueFunction, as_value_function, check_targets, target_probability, value_at
@@ -98,7 +97,6 @@ def relative_scores(
     n_masks: int = 128,
     seed: int = 0,
     ids: torch.Tensor | None = None,
-    progress: bool = False,
 ) -> RelativeScores:
     """R-MIF, R-LIF and R-SRG (Algorithm 2).
 
@@ -115,7 +113,6 @@ def relative_scores(
         n_masks: draws per size and direction; 128 in the paper. With 1 the standard errors are NaN.
         seed: seed of the draws.
         ids: int64 [B], what an image's draws are keyed by; its pixels when None.
-        progress: show a progress bar over the sizes.
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")
@@ -129,7 +126,7 @@ def relative_scores(
     # Some sizes at a time: enough for dense batches, and few enough that the subsets never stand in memory at once.
     step = max(1, 512 // (2 * n_masks))
     blocks = []
-    for sizes in tqdm(torch.arange(1, num_patches).split(step), desc="subset sizes", disable=not progress):
+    for sizes in torch.arange(1, num_patches).split(step):
         if not len(sizes):  # a single patch has no subset but the full one
             break
         block = places[..., None, :] < sizes.to(places.device)[:, None]  # [B, 2 n_masks, sizes, N]

@@ -188,11 +188,14 @@ class MaskedClassifier(nn.Module):
         """What of the images is needed for any number of subsets.
 
         With "drop" their tokens with positions [B, P + N, D], the P prefix tokens first; with "mask_token" these and
-        the tokens of hidden patches [B, 2, P + N, D]; the pixel strategies need the pixels themselves.
+        the tokens of hidden patches [B, 2, P + N, D]; with "blur" the blurred pixels and the pixels [B, 2, C, H, W];
+        the other pixel strategies need the pixels themselves.
         """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be [B, C, H, W], got shape {tuple(pixel_values.shape)}")
         self.patch_grid(pixel_values)
+        if self.masking == "blur":
+            return torch.stack([gaussian_blur(pixel_values, self.patch_size), pixel_values], dim=1)
         if not self._tower:
             return pixel_values
         height, width = _two_sides(self.config.image_size)
@@ -286,7 +289,6 @@ class MaskedClassifier(nn.Module):
         batch_size, num_subsets, num_patches = subsets.shape
         rows = subsets.flatten(0, 1)
         image_of_row = torch.arange(batch_size, device=rows.device).repeat_interleave(num_subsets)
-        blurred = gaussian_blur(embedded, self.patch_size) if self.masking == "blur" else None
         outputs = []
         row_length = embedded.shape[-2] if self.masking == "mask_token" else num_patches
         for part in torch.arange(len(rows), device=rows.device).split(max(1, self.chunk_size // row_length)):
@@ -297,9 +299,12 @@ class MaskedClassifier(nn.Module):
                 visible = nn.functional.pad(rows[part], (num_prefix, 0), value=True)[..., None]
                 outputs.append(self._tower[0](torch.where(visible, seen, hidden)).logits)
             else:
-                seen = embedded[images]
-                visible = self._pixel_mask(rows[part], seen)
-                hidden = torch.zeros_like(seen) if blurred is None else blurred[images]
+                visible = self._pixel_mask(rows[part], embedded)
+                if self.masking == "blur":
+                    hidden, seen = embedded[images].unbind(1)
+                else:
+                    seen = embedded[images]
+                    hidden = torch.zeros_like(seen)
                 if self.masking == "mean":
                     total = (seen * visible).sum(dim=(-2, -1), keepdim=True)
                     hidden = total / visible.sum(dim=(-2, -1), keepdim=True).clamp_min(1) + hidden
