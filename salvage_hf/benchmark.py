@@ -1,10 +1,9 @@
 """Attribution methods side by side on the same images: scores per image, kept in one results.json."""
 
-import hashlib
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModel
 from . import attribution_methods
 from .data import ProcessedImages, image_names, load_images
 from .faithfulness import mean_and_stderr, rank_scores, relative_scores
-from .masking import MaskedClassifier, predicted_targets
+from .masking import MaskedClassifier, digest, fingerprint, predicted_targets
 from .training import arg, check_writable
 
 logger = logging.getLogger(__name__)
@@ -64,6 +63,9 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
 
     Returns:
         What results.json holds: "ids" and "targets" of the images, and for each method its scores per image.
+
+    Raises:
+        ValueError: where `output_dir` holds results of other images, settings or weights of the classifier.
     """
     check_writable(args.output_dir)
     accelerator = Accelerator()
@@ -79,29 +81,37 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     loader = DataLoader(Subset(images, chosen), batch_size=args.per_device_eval_batch_size)
     loader = accelerator.prepare(loader)
 
-    explainer = None
+    explainer, weights = None, None
     if "salvage" in args.methods:
         explainer = AutoModel.from_pretrained(args.explainer, dtype=torch.float32).to(accelerator.device).eval()
+        weights = fingerprint(explainer)
 
-    path = Path(args.output_dir) / "results.json"
-    settings = {name: value for name, value in asdict(args).items() if name not in ("methods", "output_dir")}
-    settings["weights"] = [fingerprint(v.classifier), explainer and fingerprint(explainer)]
-    results: dict[str, Any] = {"arguments": settings, "methods": {}}
-    if path.is_file() and json.loads(path.read_text())["arguments"] == settings:
-        results = json.loads(path.read_text())
     names = image_names(dataset, args.image_column_name)
-    results["ids"] = [names[index] for index in chosen]
-    results["targets"] = [images.labels[index] for index in chosen] if images.labels else []
-    if explainer is not None and "classification" not in results:
+    measured = {
+        "settings": {
+            "classifier": fingerprint(v.classifier),
+            "processor": digest(processor.to_json_string()),
+            "masking": args.masking,
+            "n_masks": args.n_masks,
+            "seed": args.seed,
+        },
+        "ids": [names[index] for index in chosen],
+        "targets": [images.labels[index] for index in chosen] if images.labels else [],
+    }
+    path = Path(args.output_dir) / "results.json"
+    results: dict[str, Any] = earlier_results(path, measured) or {**measured, "methods": {}}
+    if explainer is not None and results.get("classification", {}).get("weights") != weights:
         everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
-        results["classification"] = classification(accelerator, v, explainer, everything)
+        results["classification"] = {**classification(accelerator, v, explainer, everything), "weights": weights}
     for name in args.methods:
-        if name in results["methods"]:
+        options = {"explainer": explainer} if name == "salvage" else {}
+        made_with = weights if name == "salvage" else None
+        if name in results["methods"] and results["methods"][name]["weights"] == made_with:
             logger.info("%s is done already", name)
             continue
-        options = {"explainer": explainer} if name == "salvage" else {}
         method = attribution_methods.load(name, classifier=v, seed=args.seed, **options)
-        results["methods"][name] = score_method(accelerator, v, method, loader, args, name)
+        scores = score_method(accelerator, v, method, loader, args, name)
+        results["methods"][name] = {**scores, "weights": made_with}
         if accelerator.is_main_process:
             # Written beside and renamed: a run stopped here leaves the earlier results whole.
             path.with_suffix(".partial").write_text(json.dumps(results) + "\n")
@@ -110,13 +120,23 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     return results
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a model's weights: results belong to weights, not to the folder these lay in."""
-    digest = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(values.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def earlier_results(path: Path, measured: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run has left, None where it has left nothing.
+
+    Raises:
+        ValueError: where it measured other images, or measured them otherwise: one table cannot hold both.
+    """
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    changed = [name for name in measured if results.get(name) != measured[name]]
+    if changed:
+        raise ValueError(
+            f"{str(path)!r} holds results with other {' and '.join(changed)}: there {results.get('settings')} on "
+            f"{len(results['ids'])} images, here {measured['settings']} on {len(measured['ids'])}; "
+            "give another output_dir"
+        )
+    return results
 
 
 def score_method(

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 TEMPLATE = Path(__file__).parent / "model_cards" / "template.md"
 
 # Where things lie on the machine that trained is nobody's business on the Hub.
-_PRIVATE = ("output_dir", "resume_from_checkpoint", "hub_token", "train_dir", "validation_dir")
+_PRIVATE = ("output_dir", "resume_from_checkpoint", "replay_from", "hub_token", "train_dir", "validation_dir")
 
 
 def write_explainer_card(
@@ -47,7 +47,6 @@ def write_explainer_card(
         title=repository.split("/")[-1],
         repository=repository,
         classifier=classifier,
-        objective_line=f"`{args.objective}` is the training objective on subsets of uniform size.",
         num_train_images=num_train_images,
         num_eval_images=num_eval_images,
         step=results["step"],

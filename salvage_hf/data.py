@@ -132,7 +132,7 @@ def match_labels(names: list[str], config) -> list[int]:
     if wrong or len(set(own)) != len(own):
         raise ValueError(
             f"labels of the data set cannot be matched to the classifier's: {wrong or names} against "
-            f"{list(config.id2label.values())}; rename them, or use target='predicted', which needs no labels"
+            f"{list(config.id2label.values())}; rename them, or train with target='predicted', which needs no labels"
         )
     return [found[0] for found in matches]
 

@@ -40,8 +40,13 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
     """Makes pictures, trains a classifier and Salvage on them, scores the maps; returns the page that shows it all."""
     start = time.perf_counter()
     folder = Path(output_dir)
+    marker = folder / "salvage_demo"
     for part in ("data", "untrained", "classifier", "explainer", "benchmark"):
-        shutil.rmtree(folder / part, ignore_errors=True)  # of an earlier demo
+        if (folder / part).exists() and not marker.exists():
+            raise ValueError(f"{str(folder / part)!r} is not of an earlier demo; give another output_dir")
+        shutil.rmtree(folder / part, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text("What lies beside this file was made by `salvage demo`, which makes it anew each time.\n")
     make_pictures(folder / "data" / "train", TRAIN_PICTURES, seed)
     make_pictures(folder / "data" / "val", EVAL_PICTURES, seed + 1)
     make_untrained_classifier(folder / "untrained", seed)
@@ -67,7 +72,7 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
         ExplainerArguments(
             model_name_or_path=str(folder / "classifier"),
             output_dir=str(folder / "explainer"),
-            num_subsets=8,
+            new_subsets=8,
             learning_rate=5e-4,
             num_warmup_steps=50,
             lr_scheduler_type="cosine",
@@ -177,7 +182,7 @@ def add_localization(results: dict, folder: Path) -> None:
     masks = [np.asarray(Image.open(_mask_folder(file.parents[1]) / file.parent.name / file.name)) for file in files]
     for name, scores in results["methods"].items():
         options = {"explainer": str(folder / "explainer")} if name == "salvage" else {}
-        method = attribution_methods.load(name, classifier=v, seed=results["arguments"]["seed"], **options)
+        method = attribution_methods.load(name, classifier=v, seed=results["settings"]["seed"], **options)
         maps = upsample(method(pixel_values, targets), v.grid_size, (IMAGE_SIZE, IMAGE_SIZE))
         region = torch.from_numpy(np.stack(masks))
         scores["rra"] = relevance_rank_accuracy(maps, region).tolist()
@@ -254,7 +259,7 @@ def render_page(results: dict, folder: Path, table: str) -> str:
         explainer=f"{100 * classification['explainer']:.1f}%",
         agreement=f"{100 * classification['agreement']:.1f}%",
         scored=len(results["ids"]),
-        n_masks=results["arguments"]["n_masks"],
+        n_masks=results["settings"]["n_masks"],
     )
 
 

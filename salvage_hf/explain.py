@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from .data import open_image
-from .masking import activation
+from .masking import activation, predicted_targets, target_attributions, target_probability
 from .plots import overlay, picture_grid, png, processed_box
 
 logger = logging.getLogger(__name__)
@@ -26,27 +26,30 @@ def explain_files(inputs: Iterable[str], model_name: str, output: str, top: int 
         top: how many classes are shown.
 
     Returns:
-        The files written, and a message for every file that could not be read.
+        The files written, and a message for every file that could not be explained.
     """
     files = [file for item in inputs for file in _files(Path(item))]
     if not files:
         raise ValueError(f"no files in {', '.join(inputs)}")
-    model = AutoModel.from_pretrained(model_name, dtype=torch.float32).eval()
-    processor = AutoImageProcessor.from_pretrained(model_name)
     single = len(files) == 1 and Path(output).suffix != ""
     if not single and Path(output).suffix:
         raise ValueError(f"output={output!r} is one picture, but there are {len(files)} images; give a folder")
+    originals = {file.resolve() for file in files}
+    if Path(output).resolve() in originals:
+        raise ValueError(f"output={output!r} is the image itself, which would be lost; give another name")
+    model = AutoModel.from_pretrained(model_name, dtype=torch.float32).eval()
+    processor = AutoImageProcessor.from_pretrained(model_name)
     (Path(output).parent if single else Path(output)).mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     failed: list[str] = []
     for file in tqdm(files, desc="Explaining", disable=len(files) == 1):
+        target = Path(output) if single else _free_name(Path(output), file, originals | {p.resolve() for p in written})
         try:
-            picture = open_image(file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            failed.append(f"{file}: not a readable image ({error})")
+            figure = png(explanation(open_image(file), model, processor, top))
+        except Exception as error:  # Pillow's decoders raise many types, and one image must not cost the others theirs
+            failed.append(f"{file}: {type(error).__name__}: {error}")
             continue
-        target = Path(output) if single else _free_name(Path(output), file, written)
-        target.write_bytes(png(explanation(picture, model, processor, top)))
+        target.write_bytes(figure)
         written.append(target)
     return written, failed
 
@@ -57,9 +60,9 @@ def _files(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
-def _free_name(folder: Path, file: Path, taken: list[Path]) -> Path:
+def _free_name(folder: Path, file: Path, taken: set[Path]) -> Path:
     name, number = folder / f"{file.stem}.png", 1
-    while name in taken:
+    while name.resolve() in taken:
         number += 1
         name = folder / f"{file.stem}_{number}.png"
     return name
@@ -67,18 +70,28 @@ def _free_name(folder: Path, file: Path, taken: list[Path]) -> Path:
 
 @torch.no_grad()
 def explanation(picture: Image.Image, model, processor, top: int = 3):
-    """The figure of one picture: itself, then the maps of its `top` most probable classes, on one colour scale."""
+    """The figure of one picture: itself, then the maps of its `top` most probable classes, on one colour scale.
+
+    With one label there is one map: for the label where it is predicted, else against it.
+    """
     pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
     output = model(pixel_values)
-    probabilities = activation(output.logits)[0]
+    probabilities = activation(output.logits)
+    if output.logits.shape[-1] == 1:
+        names, classes = (
+            {0: f"not {model.config.id2label[0]}", 1: model.config.id2label[0]},
+            predicted_targets(output.logits),
+        )
+    else:
+        names, classes = model.config.id2label, probabilities[0].topk(min(top, probabilities.shape[-1])).indices
     patch_size = model.config.backbone_config.patch_size
     grid = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
     box = processed_box(processor, *picture.size)
-    classes = probabilities.topk(min(top, len(probabilities))).indices.tolist()
-    maps = output.attributions[0, :, classes].T.unflatten(-1, grid).numpy()  # [classes, rows, columns]
+    shares = target_probability(probabilities.expand(len(classes), 1, -1), classes)[:, 0].tolist()
+    maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes).unflatten(-1, grid).numpy()
     limit = float(abs(maps).max())
     titled = [
-        (f"{model.config.id2label[index]}: {100 * probabilities[index]:.1f}%", overlay(picture, values, box, limit))
-        for index, values in zip(classes, maps, strict=True)
+        (f"{names[index]}: {100 * share:.1f}%", overlay(picture, values, box, limit))
+        for index, share, values in zip(classes.tolist(), shares, maps, strict=True)
     ]
     return picture_grid([[("image", picture), *titled]], width=3)

@@ -11,12 +11,13 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from . import cards, subsets
-from .data import ProcessedImages
+from .data import ProcessedImages, image_names
 from .faithfulness import rank_scores
-from .masking import MASKINGS, MaskedClassifier, predicted_targets, target_attributions
+from .masking import MASKINGS, MaskedClassifier, digest, fingerprint, predicted_targets, target_attributions
 from .modeling import SalvageModel
-from .objectives import OBJECTIVES
-from .training import LoopArguments, arg, fit, load_splits, make_accelerator
+from .objectives import OBJECTIVES, jensen_shannon
+from .replay import ReplayStore
+from .training import REPLAY_FILE, LoopArguments, arg, fit, load_splits, make_accelerator
 
 
 @dataclass
@@ -27,7 +28,11 @@ class ExplainerArguments(LoopArguments):
     masking: str = arg("drop", f"How patches are hidden from the classifier: {', '.join(MASKINGS)}.")
     objective: str = arg("salvage", f"What is minimised: {', '.join(OBJECTIVES)}.")
     sampling: str = arg("guided", "Subsets: guided by the attributions (Algorithm 3), or uniform.")
-    num_subsets: int = arg(32, "Subsets an image and step.")
+    new_subsets: int = arg(32, "Subsets an image and step whose values the classifier computes.")
+    replayed_subsets: int = arg(
+        0, "Earlier subsets an image and step, the last ones: guided by the scores of their time."
+    )
+    replay_from: str | None = arg(None, "Start with the values kept by an earlier run: its replay.safetensors.")
     target: str = arg("label", "Class whose attributions guide the sampling and are validated: label or predicted.")
     freeze_backbone: bool = arg(False, "Train the mask transformer alone, on features computed once.")
 
@@ -39,8 +44,20 @@ class ExplainerArguments(LoopArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path is needed: the classifier to explain")
-        if self.num_subsets < 1:
-            raise ValueError(f"num_subsets must be at least 1, got {self.num_subsets}")
+        if self.new_subsets < 0 or self.replayed_subsets < 0 or self.new_subsets + self.replayed_subsets < 1:
+            raise ValueError(
+                "new_subsets and replayed_subsets must not be negative nor both 0, "
+                f"got {self.new_subsets} and {self.replayed_subsets}"
+            )
+        if 0 < self.replayed_subsets < self.new_subsets:
+            raise ValueError(
+                f"replayed_subsets={self.replayed_subsets} is fewer than new_subsets={self.new_subsets}: "
+                "a step's own subsets would not all be kept"
+            )
+        if self.new_subsets == 0 and not self.replay_from:
+            raise ValueError("new_subsets=0 needs replay_from, the values of an earlier run")
+        if self.replay_from and not self.replayed_subsets:
+            raise ValueError("replay_from needs replayed_subsets of at least 1")
 
 
 def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
@@ -79,13 +96,24 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
         everything = torch.ones(len(batch["ids"]), 1, rows * columns, dtype=torch.bool)
         return predicted_targets(classifier.logits(batch["pixel_values"], everything)[:, 0])
 
+    store = make_store(args, accelerator, classifier, processor, train_images) if args.replayed_subsets else None
+
     def compute_loss(model, batch, index):
         output = explain(model, batch, "train")
-        scores = target_attributions(output.attributions.detach(), targets_of(batch))
-        drawn = draw_subsets(args, scores, batch["ids"], index)
-        with accelerator.autocast():
-            target_logits = classifier.logits(batch["pixel_values"], drawn)
-        return objective(accelerator.unwrap_model(model).subset_logits(output, drawn), target_logits).mean()
+        pairs = []  # (subsets, logits of v(S), which of them count)
+        if args.new_subsets:
+            scores = target_attributions(output.attributions.detach(), targets_of(batch))
+            drawn = draw_subsets(args, scores, batch["ids"], index)
+            with accelerator.autocast():
+                target_logits = classifier.logits(batch["pixel_values"], drawn).float()
+            pairs.append((drawn, target_logits, torch.ones_like(drawn[..., 0])))
+        if store is not None:
+            pairs.append(store.pairs(batch["ids"]))
+            if args.new_subsets:
+                store.append(*accelerator.gather((batch["ids"], drawn, target_logits)))
+        visible, target_logits, counted = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+        losses = objective(accelerator.unwrap_model(model).subset_logits(output, visible), target_logits)
+        return ((losses * counted).sum(dim=1) / counted.sum(dim=1)).mean()
 
     eval_loader = accelerator.prepare(DataLoader(eval_images, batch_size=args.per_device_eval_batch_size))
 
@@ -99,34 +127,68 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
             generator = subsets.KeyedGenerator((args.seed, 1), batch["ids"])
             drawn = subsets.uniform(len(attributions), 8, attributions.shape[1], generator=generator)
             target_logits = classifier.logits(batch["pixel_values"], drawn)
-            divergence = objective(accelerator.unwrap_model(model).subset_logits(output, drawn), target_logits)
+            divergence = jensen_shannon(accelerator.unwrap_model(model).subset_logits(output, drawn), target_logits)
             correct = (predicted_targets(output.logits) == targets).float()
             row = torch.stack([scores.srg, scores.lif, scores.mif, divergence.mean(dim=1), correct], dim=1)
             rows.append(accelerator.gather_for_metrics(row))
         means = torch.cat(rows).mean(dim=0).tolist()
-        return dict(zip(("srg", "lif", "mif", args.objective, "accuracy"), means, strict=True))
+        hits = "accuracy" if "labels" in batch else "agreement"  # targets are the classifier's own predictions
+        return dict(zip(("srg", "lif", "mif", "js", hits), means, strict=True))
 
     def save(model, folder: Path, results: dict[str, Any]):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         cards.write_explainer_card(folder, args, model.config, results, len(train_images), len(eval_images))
 
-    return fit(args, accelerator, model, train_images, compute_loss, evaluate, "srg", save)
+    results = fit(args, accelerator, model, train_images, compute_loss, evaluate, "srg", save)
+    if store is not None and accelerator.is_main_process:
+        store.save(Path(args.output_dir) / REPLAY_FILE)
+    return results
+
+
+def make_store(
+    args: ExplainerArguments,
+    accelerator: Accelerator,
+    classifier: MaskedClassifier,
+    processor,
+    images: ProcessedImages,
+) -> ReplayStore:
+    """The store of a run, filled from `replay_from` where that is given; checkpoints hold it."""
+    rows, columns = classifier.patch_grid(images[0]["pixel_values"][None])
+    names = "\n".join(image_names(images.images, args.image_column_name))
+    key = {
+        "classifier": fingerprint(classifier.classifier),
+        "masking": args.masking,
+        "processor": digest(processor.to_json_string()),
+        # Images without a file name are named by their number, which says little without what chose them.
+        "names": digest(f"{args.dataset_name} {args.seed} {args.train_val_split} {args.max_train_samples}\n{names}"),
+    }
+    size = (len(images), rows * columns, classifier.num_labels, args.replayed_subsets)
+    store = ReplayStore(*size, device=accelerator.device, key=key)
+    if args.replay_from:
+        store.load(args.replay_from)
+        if args.new_subsets == 0 and (missing := int((store.written == 0).sum())):
+            raise ValueError(f"new_subsets=0, but {args.replay_from!r} holds no values of {missing} images")
+    accelerator.register_for_checkpointing(store)
+    return store
 
 
 def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tensor, index: int) -> torch.Tensor:
     """The subsets of batch number `index`: scores [B, N] -> bool [B, M, N].
 
     Slot m has one size for all images of the step, in every process, so that each size is one dense batch; the
-    patches of an image are keyed by its id, so that they do not depend on the batch.
+    patches of an image are keyed by its id, so that they do not depend on the batch. Of an odd number of guided subsets
+    the odd one is drawn from the scores in one batch, and from one minus them in the next.
     """
     stream = (args.seed, index)
     shared = subsets.KeyedGenerator(stream, torch.zeros(1, dtype=torch.int64))
-    sizes = subsets.uniform_sizes(1, args.num_subsets, scores.shape[1], generator=shared)[0]
+    sizes = subsets.uniform_sizes(1, args.new_subsets, scores.shape[1], generator=shared)[0]
     generator = subsets.KeyedGenerator(stream, ids.to(scores.device) + 1)
     if args.sampling == "guided":
-        return subsets.attribution_guided(scores, args.num_subsets, generator=generator, sizes=sizes)
-    return subsets.uniform(len(scores), args.num_subsets, scores.shape[1], generator=generator, sizes=sizes)
+        if args.new_subsets % 2 and index % 2:
+            scores = -scores
+        return subsets.attribution_guided(scores, args.new_subsets, generator=generator, sizes=sizes)
+    return subsets.uniform(len(scores), args.new_subsets, scores.shape[1], generator=generator, sizes=sizes)
 
 
 @torch.no_grad()

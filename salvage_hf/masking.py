@@ -6,6 +6,7 @@ K classes, S a subset (True where visible).
 """
 
 import copy
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -65,7 +66,8 @@ class MaskedClassifier(nn.Module):
             work with any classifier. The default for other classifiers is "zero".
         patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
         image_size: (height, width) that `num_patches` and `grid_size` refer to.
-        chunk_size: how many tokens (or, with pixel strategies, patches) a forward may hold: the bound on memory.
+        chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold: the bound on
+            memory.
     """
 
     def __init__(
@@ -290,7 +292,10 @@ class MaskedClassifier(nn.Module):
         rows = subsets.flatten(0, 1)
         image_of_row = torch.arange(batch_size, device=rows.device).repeat_interleave(num_subsets)
         outputs = []
-        row_length = embedded.shape[-2] if self.masking == "mask_token" else num_patches
+        if self.masking == "mask_token":
+            row_length = embedded.shape[-2]
+        else:  # models without tokens: what 16 x 16 pixels cost stands for one
+            row_length = max(num_patches, embedded.shape[-2] * embedded.shape[-1] // 256)
         for part in torch.arange(len(rows), device=rows.device).split(max(1, self.chunk_size // row_length)):
             images = image_of_row[part]
             if self.masking == "mask_token":
@@ -401,6 +406,20 @@ def value_at(
         return activation(v.logits_of(embedded, subsets))
 
     return probabilities
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short name of some content, the same in every process."""
+    joined = hashlib.sha256()
+    for part in parts:
+        joined.update(part.encode() if isinstance(part, str) else part)
+    return joined.hexdigest()[:16]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's weights: results belong to weights, not to the folder these lay in."""
+    weights = sorted(model.state_dict().items())
+    return digest(*(part for name, w in weights for part in (name, w.detach().float().cpu().numpy().tobytes())))
 
 
 def processed_size(processor) -> tuple[int, int] | None:

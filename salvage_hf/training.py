@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 
 #: Folder in output_dir where trackers that write files put them.
 TRACKER_LOGS = "logs"
+#: File in output_dir with the classifier's values that a run has kept.
+REPLAY_FILE = "replay.safetensors"
 
-#: Arguments that a resumed run may change: they leave the numbers of the training steps as they are.
+#: Arguments that a resumed run may change. They leave the numbers of a training step as they are, but for its learning
+#: rate where the schedule runs to the last step.
 _FREE = {
     "output_dir",
     "num_train_epochs",
@@ -134,7 +137,10 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
     check_writable(args.output_dir)
     if accelerator.is_main_process:
         # Left by a run that was killed while it wrote.
-        for folder in (*Path(args.output_dir).glob("step_*.partial"), Path(args.output_dir, "best.partial")):
+        best = Path(args.output_dir, "best.partial")
+        if (best / _COMPLETE).exists():
+            _publish(best, best.parent)
+        for folder in (*Path(args.output_dir).glob("step_*.partial"), best):
             shutil.rmtree(folder, ignore_errors=True)
         if args.push_to_hub:
             create_repository(args)
@@ -225,6 +231,8 @@ def fit(
     progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
     if args.resume_from_checkpoint:
         progress = load_checkpoint(args, accelerator, len(train_dataset))
+        if progress["step"] > max_steps:
+            raise ValueError(f"the checkpoint is of step {progress['step']}, after the last one, {max_steps}")
     bar = tqdm(total=max_steps, initial=progress["step"], disable=not accelerator.is_main_process, desc="Training")
     epoch, done = divmod(progress["step"], steps_per_epoch)
     losses: list[torch.Tensor] = []
@@ -274,7 +282,7 @@ def fit(
     bar.close()
     accelerator.wait_for_everyone()
     last = progress["history"][-1]
-    results = {**progress["best"], "num_processes": accelerator.num_processes, "history": progress["history"]}
+    results = {**(progress["best"] or last), "num_processes": accelerator.num_processes, "history": progress["history"]}
     if accelerator.is_main_process:
         save(accelerator.unwrap_model(model), output_dir / "last", last)
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -301,9 +309,20 @@ def _keep_if_best(accelerator, model, progress, measured, metric, output_dir, sa
                 raise RuntimeError(
                     f"the best model of step {measured['step']} could not be written ({error})"
                 ) from error
-            for file in partial.iterdir():
-                file.replace(output_dir / file.name)
-            partial.rmdir()
+            (partial / _COMPLETE).touch()
+            _publish(partial, output_dir)
+
+
+#: The last file written to a model's temporary folder.
+_COMPLETE = ".complete"
+
+
+def _publish(partial: Path, output_dir: Path) -> None:
+    """Moves a complete model to its place; also finishes a move that was killed half-way."""
+    for file in partial.iterdir():
+        if file.name != _COMPLETE:
+            file.replace(output_dir / file.name)
+    shutil.rmtree(partial)
 
 
 def save_checkpoint(args: LoopArguments, accelerator: Accelerator, progress: dict[str, Any], num_images: int) -> None:
@@ -372,19 +391,24 @@ def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: i
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise ValueError(f"checkpoint {str(folder)!r} is not complete: {name} is missing or cut short")
     before, now = progress.pop("arguments"), _fixed(args, accelerator, num_images)
-    changed = {name: (before[name], now[name]) for name in now if name in before and before[name] != now[name]}
+    differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    changed = {name: (before.get(name), now.get(name)) for name in differ}
     if changed:
         raise ValueError(f"checkpoint {str(folder)!r} was written with other arguments (before, now): {changed}")
     accelerator.load_state(str(folder))
+    if progress["best"] and not Path(args.output_dir, "config.json").is_file():
+        logger.warning(
+            "%s has no best model of the steps before: the best is chosen among those to come", args.output_dir
+        )
+        progress["best"] = None
     return progress
 
 
 def _fixed(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
     """What the numbers of a run depend on: it can only be resumed with the same."""
     fixed = {name: value for name, value in asdict(args).items() if name not in _FREE}
-    # Any number of processes that makes the same global batch will do.
-    global_batch_size = fixed.pop("per_device_train_batch_size") * accelerator.num_processes
-    return {**fixed, "global_batch_size": global_batch_size, "training_images": num_images}
+    # accelerate writes the weights of several processes under other names than those of one.
+    return {**fixed, "num_processes": accelerator.num_processes, "training_images": num_images}
 
 
 def create_repository(args: LoopArguments) -> str:
@@ -394,10 +418,10 @@ def create_repository(args: LoopArguments) -> str:
 
 
 def push(args: LoopArguments, output_dir: Path) -> None:
-    """Uploads the best model; checkpoints, the last model and the trackers' files stay here."""
+    """Uploads the best model; checkpoints, the last model, replayed values and the trackers' files stay here."""
     HfApi(token=args.hub_token).upload_folder(
         repo_id=create_repository(args),
         folder_path=output_dir,
         commit_message="Best model of the run",
-        ignore_patterns=["step_*", "last/*", f"{TRACKER_LOGS}/*"],
+        ignore_patterns=["step_*", "last/*", f"{TRACKER_LOGS}/*", REPLAY_FILE],
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from salvage_hf import MaskedClassifier, attribution_methods, benchmark
 from salvage_hf.benchmark import BenchmarkArguments, fingerprint, markdown_table, run_benchmark
@@ -98,13 +99,44 @@ def test_a_stopped_run_keeps_what_is_done(arguments, monkeypatch):
     assert list(results["methods"]) == done
 
 
-def test_results_of_other_weights_are_not_kept(arguments, tmp_path):
-    before = run_benchmark(arguments(methods=["salvage"]))
+def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, monkeypatch, tmp_path):
+    before = run_benchmark(arguments(methods=["salvage", "random"]))
     explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
     torch.nn.init.normal_(explainer.head.class_projection.weight)
     explainer.save_pretrained(tmp_path / "explainer")
-    after = run_benchmark(arguments(methods=["salvage"]))
+    done = []
+    score_method = benchmark.score_method
+    monkeypatch.setattr(benchmark, "score_method", lambda *args: done.append(args[-1]) or score_method(*args))
+    after = run_benchmark(arguments(methods=["salvage", "random"]))
+    assert done == ["salvage"]
     assert before["methods"]["salvage"]["srg"] != after["methods"]["salvage"]["srg"]
+    assert before["methods"]["random"] == after["methods"]["random"]
+    assert before["classification"]["weights"] != after["classification"]["weights"]
+
+
+def test_methods_come_one_by_one_into_the_same_results(arguments):
+    together = run_benchmark(arguments(methods=["salvage"], per_device_eval_batch_size=3))
+    together = run_benchmark(arguments(methods=["random"], explainer=""))
+    assert list(together["methods"]) == ["salvage", "random"]
+    assert together["classification"]["images"] == 9
+
+
+@pytest.mark.parametrize("change", ["n_masks", "images", "classifier"])
+def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments, tmp_path, change):
+    run_benchmark(arguments(methods=["random"]))
+    before = (tmp_path / "out" / "results.json").read_text()
+    changes, told = {"methods": ["random"]}, "settings"
+    if change == "n_masks":
+        changes["n_masks"] = 3
+    elif change == "images":
+        changes["max_eval_samples"], told = 2, "ids and targets"
+    else:
+        weights = load_file(tmp_path / "classifier" / "model.safetensors")
+        weights["classifier.bias"] += 1
+        save_file(weights, tmp_path / "classifier" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"holds results with other {told}: .* give another output_dir"):
+        run_benchmark(arguments(**changes))
+    assert (tmp_path / "out" / "results.json").read_text() == before
 
 
 def test_fingerprint_sees_every_weight(tiny_classifier):
@@ -139,5 +171,5 @@ def test_messages(arguments):
 
 def test_the_file_is_json(arguments, tmp_path):
     run_benchmark(arguments(methods=["random"]))
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["arguments"]["n_masks"] == 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["n_masks"] == 2
     assert "Random" in (tmp_path / "out" / "table.md").read_text()

@@ -48,7 +48,15 @@ def test_a_second_demo_in_the_same_folder_starts_afresh(run, monkeypatch):
     demo.run_demo(str(folder), seed=1)
     results = json.loads((folder / "benchmark" / "results.json").read_text())
     assert len(results["ids"]) == 4 * 2
-    assert results["arguments"]["seed"] == 1
+    assert results["settings"]["seed"] == 1
+
+
+def test_a_folder_that_the_demo_did_not_make_is_not_touched(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="data' is not of an earlier demo; give another output_dir"):
+        demo.run_demo(str(tmp_path))
+    assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
 
 
 def test_the_mask_is_where_the_pattern_is(tmp_path):

@@ -1,5 +1,7 @@
 """`salvage explain` and the geometry of its pictures."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,7 @@ def test_one_picture(model_folder, picture_folder, tmp_path):
         (["nowhere.png"], "out", "'nowhere.png' does not exist"),
         (["."], "out.png", "is one picture"),
         (["empty"], "out", "no files in empty"),
+        (["wide.png"], "./wide.png", "is the image itself"),
     ],
 )
 def test_messages(model_folder, picture_folder, inputs, output, message, monkeypatch, capsys):
@@ -61,6 +64,59 @@ def test_messages(model_folder, picture_folder, inputs, output, message, monkeyp
     (picture_folder / "empty").mkdir()
     assert main(["explain", *inputs, "--model", str(model_folder), "--output", output]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_originals_are_not_overwritten(model_folder, picture_folder):
+    before = {path: path.read_bytes() for path in picture_folder.rglob("*") if path.is_file()}
+    written, _ = explain_files([str(picture_folder)], str(model_folder), str(picture_folder))
+    assert len(written) == 3
+    assert not set(written) & set(before)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_image_that_cannot_be_explained_does_not_stop_the_others(
+    model_folder, picture_folder, tmp_path, monkeypatch
+):
+    from salvage_hf import explain
+
+    def wrong_for_grey(picture, *args):
+        if picture.size == (20, 30):
+            raise struct.error("unpack requires a buffer of 2 bytes")
+        return explanation(picture, *args)
+
+    explanation = explain.explanation
+    monkeypatch.setattr(explain, "explanation", wrong_for_grey)
+    written, failed = explain_files([str(picture_folder)], str(model_folder), str(tmp_path / "out"))
+    assert sorted(path.name for path in written) == ["wide.png", "wide_2.png"]
+    assert sorted(message.split(":")[0].split("/")[-1] for message in failed) == ["broken.jpg", "grey.png"]
+
+
+@pytest.mark.parametrize("bias", [-40.0, 40.0])
+def test_one_label_is_explained_by_what_is_predicted(salvage_model, save_processor, tmp_path, monkeypatch, bias):
+    from salvage_hf import explain
+
+    model = salvage_model(num_labels=1)
+    model.config.id2label = {0: "abnormal"}
+    save_processor(tmp_path, 16)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    forward = type(model).forward
+
+    def shifted(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits + bias
+        return output
+
+    monkeypatch.setattr(type(model), "forward", shifted)
+    drawn = []
+    monkeypatch.setattr(explain, "overlay", lambda picture, values, *rest: drawn.append(values) or picture)
+    picture = Image.new("RGB", (16, 16), (200, 10, 60))
+    figure = explain.explanation(picture, model, processor)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "image",
+        "abnormal: 100.0%" if bias > 0 else "not abnormal: 100.0%",
+    ]
+    attributions = model(processor(picture, return_tensors="pt")["pixel_values"]).attributions[0, :, 0].detach()
+    np.testing.assert_allclose(drawn[0].flatten(), attributions * (1 if bias > 0 else -1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("width", "height"), [(160, 160), (300, 200), (77, 191), (16, 16)])

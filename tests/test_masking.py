@@ -332,6 +332,15 @@ def test_no_forward_holds_more_patches_than_chunk_size(tiny_classifier, images):
     assert [rows for rows, _ in counter.calls] == [4, 4, 4, 3]
 
 
+def test_large_patches_count_by_their_pixels(tiny_classifier, images):
+    """Four patches of 16 x 16 pixels in 32 x 32: as many squares of 16 x 16."""
+    classifier = tiny_classifier("resnet")
+    counter = TokenCounter(classifier.base_model)
+    v = MaskedClassifier(classifier, masking="zero", patch_size=32, chunk_size=12)
+    v.logits(images(3, 32), torch.ones(3, 2, 1, dtype=torch.bool))
+    assert [rows for rows, _ in counter.calls] == [3, 3]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Costs
 

@@ -115,7 +115,7 @@ def make_arguments(data, output_dir, **changes):
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 2,
-        "num_subsets": 4,
+        "new_subsets": 4,
         "learning_rate": 1e-2,
         "max_train_steps": 8,
         "validation_steps": 4,
@@ -172,8 +172,13 @@ def assert_same_run(folder, other):
     assert states[0]["param_groups"] == states[1]["param_groups"]
     for mine, others in zip(*(state["state"].values() for state in states), strict=True):
         assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(others[key])) for key in others)
-    schedules = [torch.load(Path(f) / last / "custom_checkpoint_0.pkl", weights_only=False) for f in (folder, other)]
+    schedules = [schedule_of(Path(f) / last) for f in (folder, other)]
     assert schedules[0]["last_epoch"] == schedules[1]["last_epoch"]
+
+
+def schedule_of(checkpoint):
+    states = [torch.load(file, weights_only=False) for file in checkpoint.glob("custom_checkpoint_*.pkl")]
+    return next(state for state in states if "last_epoch" in state)
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +195,9 @@ def straight(data, tmp_path_factory):
 
 def test_training_lowers_the_validation_loss(arguments):
     results = train_explainer(
-        arguments(freeze_backbone=True, max_train_steps=60, validation_steps=20, checkpointing_steps=60, num_subsets=8)
+        arguments(freeze_backbone=True, max_train_steps=60, validation_steps=20, checkpointing_steps=60, new_subsets=8)
     )
-    losses = [row["eval_salvage"] for row in results["history"] if "eval_salvage" in row]
+    losses = [row["eval_js"] for row in results["history"] if "eval_js" in row]
     train_losses = [row["train_loss"] for row in results["history"]]
     assert len(losses) == 3
     assert train_losses[-1] < 0.5 * train_losses[0]
@@ -228,7 +233,7 @@ def test_the_results_of_a_run(straight):
     assert [row["step"] for row in history if "eval_srg" in row] == [4, 8]
     best = max((row for row in history if "eval_srg" in row), key=lambda row: row["eval_srg"])
     assert {name: results[name] for name in best} == best
-    scores = {"eval_srg", "eval_lif", "eval_mif", "eval_salvage", "eval_accuracy"}
+    scores = {"eval_srg", "eval_lif", "eval_mif", "eval_js", "eval_accuracy"}
     assert scores | {"step", "train_loss", "learning_rate"} == set(best)
     assert best["eval_srg"] == pytest.approx(best["eval_lif"] - best["eval_mif"], abs=1e-6)
     assert results["num_processes"] == 1
@@ -334,7 +339,7 @@ def test_cached_features_are_the_backbones(data, arguments, tmp_path):
 
 @pytest.mark.parametrize("sampling", ["guided", "uniform"])
 def test_subsets_of_an_image_do_not_depend_on_its_batch(arguments, sampling):
-    args = arguments(sampling=sampling, num_subsets=6)
+    args = arguments(sampling=sampling, new_subsets=6)
     scores = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     drawn = draw_subsets(args, scores, torch.tensor([4, 0, 9]), index=5)
     assert torch.equal(drawn[[2]], draw_subsets(args, scores[[2]], torch.tensor([9]), index=5))
@@ -345,6 +350,55 @@ def test_subsets_of_an_image_do_not_depend_on_its_batch(arguments, sampling):
     assert not torch.equal(drawn, draw_subsets(args, scores, torch.tensor([4, 0, 9]), index=6))
     other_seed = dataclasses.replace(args, seed=4)
     assert not torch.equal(drawn, draw_subsets(other_seed, scores, torch.tensor([4, 0, 9]), index=5))
+
+
+# Replayed values
+
+
+def test_what_is_kept_is_what_the_classifier_says(arguments, data, tmp_path):
+    args = arguments(new_subsets=2, replayed_subsets=6, max_train_steps=12, sampling="uniform")
+    train_explainer(args)
+    kept = load_file(tmp_path / "run" / "replay.safetensors")
+    train_images = len(list((data / "train").rglob("*.png")))
+    assert kept["written"].sum() == 12 * 4 * 2
+    v = MaskedClassifier.from_pretrained(args.model_name_or_path)
+    images = ProcessedImages(
+        load_images(folder=args.train_dir), AutoImageProcessor.from_pretrained(v.config._name_or_path)
+    )
+    assert len(kept["written"]) == len(images) == train_images
+    bits = (kept["subsets"][..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    for image in range(len(images)):
+        number = min(int(kept["written"][image]), 6)
+        subsets = bits[image, :number].flatten(-2)[:, :16].bool()
+        expected = v.logits(images[image]["pixel_values"][None], subsets[None])[0].log_softmax(-1)
+        torch.testing.assert_close(kept["values"][image, :number].float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_on_kept_values_alone_never_asks_the_classifier(arguments, monkeypatch, tmp_path):
+    first = arguments(new_subsets=4, replayed_subsets=8, output_dir=tmp_path / "first")
+    train_explainer(first)
+    forget_accelerators()
+    file = str(tmp_path / "first" / "replay.safetensors")
+    asked = []
+    logits = MaskedClassifier.logits
+    monkeypatch.setattr(MaskedClassifier, "logits", lambda self, *inputs: asked.append(1) or logits(self, *inputs))
+    again = {"new_subsets": 0, "replayed_subsets": 8, "replay_from": file, "validation_steps": 100}
+    results = train_explainer(arguments(**again))
+    assert len(asked) == 3  # the last step validates: 5 images, two a batch
+    assert np.isfinite(results["train_loss"])
+    before, after = (load_file(tmp_path / run / "replay.safetensors") for run in ("first", "run"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_values_of_another_classifier_are_refused(arguments, data, tmp_path):
+    train_explainer(arguments(replayed_subsets=4, max_train_steps=2, output_dir=tmp_path / "first"))
+    forget_accelerators()
+    file = str(tmp_path / "first" / "replay.safetensors")
+    with pytest.raises(ValueError, match=r"holds values of something else .*'masking': \('drop', 'zero'\)"):
+        train_explainer(arguments(replayed_subsets=4, replay_from=file, masking="zero"))
+    forget_accelerators()
+    with pytest.raises(ValueError, match=r"holds no values of \d+ images"):
+        train_explainer(arguments(new_subsets=0, replayed_subsets=4, replay_from=file))
 
 
 # Stopped and resumed
@@ -360,8 +414,9 @@ def test_subsets_of_an_image_do_not_depend_on_its_batch(arguments, sampling):
             {"gradient_accumulation_steps": 2, "checkpointing_steps": 1, "max_train_steps": 5, "freeze_backbone": True},
             [5],
         ),
+        ({"new_subsets": 1, "replayed_subsets": 2, "max_train_steps": 11, "freeze_backbone": True}, [5, 10]),
     ],
-    ids=["epochs", "accumulation"],
+    ids=["epochs", "accumulation", "replay"],
 )
 def test_a_stopped_run_continues_bit_for_bit(arguments, straight, monkeypatch, tmp_path, changes, stops):
     whole = straight
@@ -492,9 +547,9 @@ def cut(path):
     ("changes", "told"),
     [
         ({"seed": 4}, "'seed': (3, 4)"),
-        ({"per_device_train_batch_size": 2}, "'global_batch_size': (4, 2)"),
+        ({"per_device_train_batch_size": 2}, "'per_device_train_batch_size': (4, 2)"),
         ({"gradient_accumulation_steps": 2}, "'gradient_accumulation_steps': (1, 2)"),
-        ({"num_subsets": 2}, "'num_subsets': (4, 2)"),
+        ({"new_subsets": 2}, "'new_subsets': (4, 2)"),
         ({"learning_rate": 0.1}, "'learning_rate': (0.01, 0.1)"),
         ({"freeze_backbone": True}, "'freeze_backbone': (False, True)"),
         ({"train_dir": "elsewhere"}, "'train_dir': ("),
@@ -513,18 +568,55 @@ def test_another_number_of_images_is_refused(arguments, straight):
 
 
 def test_what_a_resumed_run_may_change(arguments, straight):
-    """Two processes with half the batch see the same data; how often to look changes nothing."""
+    """How often to look changes nothing."""
     args = arguments(
         resume_from_checkpoint=str(straight / "step_8"),
-        per_device_train_batch_size=2,
         max_train_steps=20,
         validation_steps=7,
         checkpointing_steps=5,
         hub_token="secret",
     )
     with pytest.raises(AssertionError, match="loaded a checkpoint"):
+        resume(args)
+    with pytest.raises(ValueError, match=r"'num_processes': \(1, 2\)"):
         resume(args, num_processes=2)
     assert "hub_token" not in (straight / "step_8" / "progress.json").read_text()
+
+
+def test_a_record_with_an_argument_of_another_version_is_refused(arguments, straight, tmp_path):
+    shutil.copytree(straight / "step_8", tmp_path / "step_8")
+    record = tmp_path / "step_8" / "progress.json"
+    progress = json.loads(record.read_text())
+    progress["arguments"]["num_subsets"] = 8
+    record.write_text(json.dumps(progress))
+    with pytest.raises(ValueError, match=r"'num_subsets': \(8, None\)"):
+        resume(arguments(resume_from_checkpoint=str(tmp_path / "step_8")))
+
+
+def test_a_run_resumed_elsewhere_writes_a_best_model_there(arguments, straight, tmp_path):
+    there = {"output_dir": tmp_path / "there", "resume_from_checkpoint": str(straight / "step_6")}
+    results = train_explainer(arguments(**there))
+    assert results["step"] == 8
+    assert (tmp_path / "there" / "model.safetensors").is_file()
+    forget_accelerators()
+    with pytest.raises(ValueError, match="the checkpoint is of step 6, after the last one, 4"):
+        train_explainer(arguments(**there, max_train_steps=4))
+
+
+def test_a_move_of_the_best_model_that_was_killed_is_finished(arguments, tmp_path):
+    partial = tmp_path / "run" / "best.partial"
+    partial.mkdir(parents=True)
+    (partial / "model.safetensors").write_text("weights")
+    (partial / ".complete").touch()
+    make_accelerator(arguments())
+    assert (tmp_path / "run" / "model.safetensors").read_text() == "weights"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model.safetensors"]
+    partial.mkdir()
+    (partial / "model.safetensors").write_text("half")
+    forget_accelerators()
+    make_accelerator(arguments())
+    assert (tmp_path / "run" / "model.safetensors").read_text() == "weights"
+    assert not partial.exists()
 
 
 def test_latest_without_a_checkpoint(arguments):
@@ -572,7 +664,11 @@ def test_wrong_arguments_are_told(arguments, changes, message):
         ({"checkpointing_steps": "0"}, "checkpointing_steps must be at least 1, got 0"),
         ({"checkpointing_steps": "often"}, "checkpointing_steps='often' is neither a number of steps nor 'epoch'"),
         ({"train_val_split": 1.0}, "train_val_split must lie between 0 and 1, got 1.0"),
-        ({"num_subsets": 0}, "num_subsets must be at least 1, got 0"),
+        ({"new_subsets": 0}, "must not be negative nor both 0, got 0 and 0"),
+        ({"new_subsets": -1, "replayed_subsets": 4}, "must not be negative nor both 0, got -1 and 4"),
+        ({"new_subsets": 4, "replayed_subsets": 2}, "replayed_subsets=2 is fewer than new_subsets=4"),
+        ({"new_subsets": 0, "replayed_subsets": 2}, "new_subsets=0 needs replay_from"),
+        ({"replay_from": "replay.safetensors"}, "replay_from needs replayed_subsets"),
         ({"target": "true"}, "target='true' is not one of label, predicted"),
         ({"sampling": "kernel"}, "sampling='kernel' is not one of guided, uniform"),
         ({"objective": "kl"}, "objective='kl' is not one of salvage"),
@@ -608,7 +704,7 @@ def test_the_scripts_arguments_are_those_of_transformers_examples():
 
 def test_the_defaults_are_the_papers_recipe():
     args = HfArgumentParser(ExplainerArguments).parse_args_into_dataclasses(["--model_name_or_path", "x"])[0]
-    assert (args.num_subsets, args.per_device_train_batch_size) == (32, 64)
+    assert (args.new_subsets, args.per_device_train_batch_size) == (32, 64)
     assert (args.learning_rate, args.weight_decay) == (1e-5, 1e-5)
     assert (args.sampling, args.masking, args.target, args.objective) == ("guided", "drop", "label", "salvage")
     assert args.freeze_backbone is False
@@ -624,10 +720,10 @@ def environment(**more):
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
 
 
-@pytest.mark.parametrize("freeze", [False, True], ids=["full", "frozen"])
-def test_two_processes_give_the_numbers_of_one(data, tmp_path, freeze):
+@pytest.mark.parametrize("kind", [{}, {"freeze_backbone": True, "replayed_subsets": 8}], ids=["full", "replay"])
+def test_two_processes_give_the_numbers_of_one(data, tmp_path, kind):
     """Half the batch in each of two processes, by `accelerate launch`."""
-    changes = {"max_train_steps": 4, "validation_steps": 2, "checkpointing_steps": 4, "freeze_backbone": freeze}
+    changes = {"max_train_steps": 4, "validation_steps": 2, "checkpointing_steps": 4, **kind}
     one = train_explainer(make_arguments(data, tmp_path / "one", **changes))
     halves = make_arguments(data, tmp_path / "two", per_device_train_batch_size=2, **changes)
     with socket.socket() as free:
