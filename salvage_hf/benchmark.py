@@ -44,6 +44,7 @@ class BenchmarkArguments:
     max_eval_samples: int | None = arg(None, "Evaluate on this many random images only.")
     masking: str = arg("drop", "How patches are hidden from the classifier.")
     n_masks: int = arg(128, "Draws per size and direction of the relative scores.")
+    budget: int | None = arg(None, "Forwards an image for the relative scores, in place of n_masks.")
     per_device_eval_batch_size: int = arg(32, "Images a batch and process.")
     seed: int = arg(0, "Seed of everything random.")
     output_dir: str = arg("outputs/benchmark", "Where results.json and table.md are written.")
@@ -92,7 +93,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             "classifier": fingerprint(v.classifier),
             "processor": digest(processor.to_json_string()),
             "masking": args.masking,
-            "n_masks": args.n_masks,
+            "relative": {"budget": args.budget} if args.budget else {"n_masks": args.n_masks},
             "seed": args.seed,
         },
         "ids": [names[index] for index in chosen],
@@ -157,7 +158,8 @@ def score_method(
             torch.cuda.synchronize()
         seconds += time.perf_counter() - start
         rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
-        relative = relative_scores(v, pixel_values, attributions, targets, args.n_masks, args.seed, ids)
+        draws = {"n_masks": args.n_masks, "budget": args.budget, "seed": args.seed, "ids": ids}
+        relative = relative_scores(v, pixel_values, attributions, targets, **draws)
         scores = [rank.srg, rank.lif, rank.mif, relative.r_srg, relative.r_lif, relative.r_mif, relative.r_srg_stderr]
         rows.append(accelerator.gather_for_metrics(torch.stack(scores, dim=1)))
         of_batch = [rank.lif_curve, rank.mif_curve, relative.r_lif_curve, relative.r_mif_curve]

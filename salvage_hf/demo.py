@@ -259,7 +259,7 @@ def render_page(results: dict, folder: Path, table: str) -> str:
         explainer=f"{100 * classification['explainer']:.1f}%",
         agreement=f"{100 * classification['agreement']:.1f}%",
         scored=len(results["ids"]),
-        n_masks=results["settings"]["n_masks"],
+        n_masks=results["settings"]["relative"]["n_masks"],
     )
 
 

@@ -41,7 +41,13 @@ Args:
     batch_size: images at a time; changes memory, not results.
 """
 
-RELATIVE_INPUTS = RANK_INPUTS.replace("    seed:", "    n_masks: draws per subset size and direction.\n    seed:")
+RELATIVE_INPUTS = RANK_INPUTS.replace(
+    "    seed:",
+    """    n_masks: draws per subset size and direction.
+    budget: forwards an image, in place of n_masks.
+    target_stderr: with a budget, as many forwards again until the standard error of an image's R-SRG is at most this.
+    seed:""",
+)
 
 REGION_INPUTS = """
 Args:
@@ -104,24 +110,15 @@ def rank_results(
 
 
 def relative_results(
-    name: str, predictions, references, pixel_values, model, n_masks: int, seed: int, ids, batch_size: int
+    name: str, predictions, references, pixel_values, model, draws: dict[str, Any], ids, batch_size: int
 ) -> dict[str, Any]:
-    """The result of "r_mif", "r_lif" or "r_srg"; arguments as in `RELATIVE_INPUTS`."""
-    scores = _scores(
-        name,
-        faithfulness.relative_scores,
-        predictions,
-        references,
-        pixel_values,
-        model,
-        ids,
-        batch_size,
-        n_masks=n_masks,
-        seed=seed,
-    )
+    """The result of "r_mif", "r_lif" or "r_srg"; arguments as in `RELATIVE_INPUTS`, those of the draws in `draws`."""
+    score = faithfulness.relative_scores
+    scores = _scores(name, score, predictions, references, pixel_values, model, ids, batch_size, **draws)
     result = _summary(name, scores, difference="r_srg", terms=("r_lif", "r_mif"))
     of_images = getattr(scores, f"{name}_stderr").double()  # [B]
     result["draw_stderr"] = (of_images.square().sum().sqrt() / len(of_images)).item()
+    result["num_forwards"] = int(scores.num_forwards.sum())
     return result
 
 

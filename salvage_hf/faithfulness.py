@@ -30,24 +30,21 @@ class RankScores:
 
 @dataclass
 class RelativeScores:
-    """Algorithm 2, per image: scores [B], standard errors over the draws [B], and curves [B, N]."""
+    """Algorithm 2, per image: scores [B], standard errors over the draws [B], curves [B, N], and the cost [B]."""
 
     r_mif: torch.Tensor
     r_lif: torch.Tensor
     r_mif_stderr: torch.Tensor
     r_lif_stderr: torch.Tensor
+    r_srg_stderr: torch.Tensor
     r_mif_curve: torch.Tensor
     r_lif_curve: torch.Tensor
+    num_forwards: torch.Tensor
 
     @property
     def r_srg(self) -> torch.Tensor:
         """R-LIF - R-MIF (eq. 8): [B]."""
         return self.r_lif - self.r_mif
-
-    @property
-    def r_srg_stderr(self) -> torch.Tensor:
-        """Standard error of `r_srg` over the draws, those of R-LIF and R-MIF being independent: [B]."""
-        return (self.r_lif_stderr**2 + self.r_mif_stderr**2).sqrt()
 
 
 @torch.no_grad()
@@ -97,6 +94,8 @@ def relative_scores(
     n_masks: int = 128,
     seed: int = 0,
     ids: torch.Tensor | None = None,
+    budget: int | None = None,
+    target_stderr: float | None = None,
 ) -> RelativeScores:
     """R-MIF, R-LIF and R-SRG (Algorithm 2).
 
@@ -104,6 +103,10 @@ def relative_scores(
     many to one minus them (R-MIF). One weighted order serves all sizes, so that the n_masks orders of an image are
     independent samples of its score, and the standard error is taken over them. This costs
     2 * n_masks * (N - 1) + 1 forwards an image; all images advance through the sizes together.
+
+    With a budget the same expectations are estimated from as many forwards an image as one has, without bias: sizes are
+    stratified over 1..N-1, every stratum gets two draws of its own (their difference gives the standard error), and
+    R-LIF and R-MIF draw with the same sizes and random numbers, so that what they have in common cancels in R-SRG.
 
     Args:
         v: the classifier, in any form `as_value_function` takes.
@@ -113,12 +116,21 @@ def relative_scores(
         n_masks: draws per size and direction; 128 in the paper. With 1 the standard errors are NaN.
         seed: seed of the draws.
         ids: int64 [B], what an image's draws are keyed by; its pixels when None.
+        budget: forwards an image, at least 5; takes the place of n_masks. The curves are then means over strata.
+        target_stderr: with a budget, as many again are spent on every image until the standard error of its R-SRG over
+            the draws is at most this, or until the cost of the paper's 128 draws a size is reached.
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")
+    if budget is not None and budget < 5:
+        raise ValueError(f"budget must be at least 5 forwards an image, got {budget}")
+    if target_stderr is not None and (budget is None or target_stderr <= 0):
+        raise ValueError(f"target_stderr must be positive and needs a budget, got {target_stderr} and {budget}")
     value, attributions, keys = _checked(v, pixel_values, attributions, targets, ids)
     batch_size, num_patches = attributions.shape
     weights = sampling.min_max_weights(attributions)
+    if budget is not None:
+        return _budgeted(value, weights, keys, seed, budget, target_stderr)
     generator = sampling.KeyedGenerator(seed, keys)
     lif_orders = sampling.weighted_orders(weights, n_masks, generator=generator)
     mif_orders = sampling.weighted_orders(1 - weights, n_masks, generator=generator)
@@ -138,8 +150,72 @@ def relative_scores(
     r_lif, r_mif = scores.mean(dim=-1).unbind(1)
     variance = (scores - scores.mean(dim=-1, keepdim=True)).square().sum(dim=-1) / (n_masks - 1 or torch.nan)
     lif_stderr, mif_stderr = (variance / n_masks).sqrt().unbind(1)
+    srg_stderr = (lif_stderr**2 + mif_stderr**2).sqrt()
     lif_curve, mif_curve = curves.mean(dim=2).unbind(1)
-    return RelativeScores(r_mif, r_lif, mif_stderr, lif_stderr, mif_curve, lif_curve)
+    num_forwards = torch.full_like(keys, 2 * n_masks * (num_patches - 1) + 1)
+    return RelativeScores(r_mif, r_lif, mif_stderr, lif_stderr, srg_stderr, mif_curve, lif_curve, num_forwards)
+
+
+def _budgeted(
+    value: Callable, weights: torch.Tensor, keys: torch.Tensor, seed: int, budget: int, target_stderr: float | None
+) -> RelativeScores:
+    """`relative_scores` from a number of forwards: rounds of `budget` until the standard error is reached."""
+    batch_size, num_patches = weights.shape
+    num_strata = (budget - 1) // 4  # two draws in two directions each
+    full = value(torch.ones(batch_size, 1, num_patches, dtype=torch.bool, device=weights.device))  # [B, 1]
+    curves = full[:, None].expand(-1, 2, num_patches).clone()  # [B, (lif, mif), N]
+    means, variances = full.expand(-1, 3).clone(), torch.zeros(batch_size, 3, device=full.device)  # lif, mif, srg
+    means[:, 2] = 0
+    rounds = torch.zeros_like(keys)
+    most = max(1, 2 * 128 * (num_patches - 1) // (4 * num_strata))
+    share = (num_patches - 1) / num_patches  # of the sizes that are drawn; the rest is the full image
+    active = torch.arange(batch_size)
+    for number in range(most if num_patches > 1 else 0):  # a single patch has no subset but the full one
+        draws = _stratified_draws(value, weights, keys, (seed, 2, number), num_strata, active)
+        scores = torch.cat([draws, draws[:, :1] - draws[:, 1:]], dim=1)  # [A, (lif, mif, srg), 2, strata]
+        mean = share * scores.mean(dim=(-2, -1))
+        mean[:, :2] += (1 - share) * full[active]
+        # The mean of two draws varies by a quarter of the square of their difference.
+        difference = scores[:, :, 0] - scores[:, :, 1]
+        variance = (share / num_strata) ** 2 * (difference**2).sum(dim=-1) / 4
+        curve = torch.nn.functional.adaptive_avg_pool1d(draws.mean(dim=2), num_patches - 1)
+        means[active] = means[active].lerp(mean, 1 / (number + 1))
+        curves[active, :, :-1] = curves[active, :, :-1].lerp(curve, 1 / (number + 1))
+        variances[active] = (variances[active] * number**2 + variance) / (number + 1) ** 2
+        rounds[active] += 1
+        if target_stderr is not None:
+            active = active[(variances[active, 2].sqrt() > target_stderr).cpu()]
+        if target_stderr is None or not len(active):
+            break
+    lif, mif, _ = means.unbind(1)
+    lif_stderr, mif_stderr, srg_stderr = variances.sqrt().unbind(1)
+    num_forwards = 1 + 4 * num_strata * rounds
+    return RelativeScores(mif, lif, mif_stderr, lif_stderr, srg_stderr, curves[:, 1], curves[:, 0], num_forwards)
+
+
+def _stratified_draws(
+    value: Callable, weights: torch.Tensor, keys: torch.Tensor, stream: tuple[int, ...], num_strata: int, active
+) -> torch.Tensor:
+    """Two draws in each stratum of sizes for the images at `active` [A]: predictions [A, (lif, mif), 2, strata]."""
+    weights = weights[active]
+    num_patches = weights.shape[1]
+    generator = sampling.KeyedGenerator((*stream, 0), keys[active])
+    predictions = []
+    # Some strata at a time, so that the subsets never stand in memory at once.
+    for block in range(0, num_strata, 128):
+        strata = torch.arange(block, min(block + 128, num_strata), device=weights.device)
+        within = generator.uniform(2, len(strata)).double()
+        sizes = ((strata + within) / num_strata * (num_patches - 1)).long().clamp_max(num_patches - 2) + 1
+        orders = [
+            sampling.weighted_orders(
+                w, 2 * len(strata), generator=sampling.KeyedGenerator((*stream, 1 + block), keys[active])
+            )
+            for w in (weights, 1 - weights)
+        ]
+        places = sampling.positions(torch.stack(orders, dim=1))  # [A, 2, 2 * strata, N]
+        drawn = places < sizes.flatten(1)[:, None, :, None]
+        predictions.append(value(drawn.flatten(1, 2), active).view(len(active), 2, 2, -1))
+    return torch.cat(predictions, dim=-1)
 
 
 def mean_and_stderr(scores: torch.Tensor) -> tuple[float, float]:
@@ -156,12 +232,12 @@ def _checked(
     attributions: torch.Tensor,
     targets: torch.Tensor,
     ids: torch.Tensor | None,
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor]:
+) -> tuple[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor]:
     """Checks the arguments of a score.
 
     Returns:
-        The value function, subsets [B, M, N] -> probability of the targets [B, M]; the attributions in float32; the
-        keys of the images' random numbers. All on the device of the attributions.
+        The value function, subsets [B, M, N] -> probability of the targets [B, M], also of some of the images; the
+        attributions in float32; the keys of the images' random numbers. All on the device of the attributions.
     """
     batch_size = pixel_values.shape[0]
     if batch_size == 0:
@@ -191,10 +267,10 @@ def _checked(
     device = attributions.device
     targets = targets.to(device)
 
-    def value(subsets: torch.Tensor) -> torch.Tensor:
-        answer = probabilities(subsets).to(device)
+    def value(subsets: torch.Tensor, images: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        answer = probabilities(subsets, images).to(device)
         check_targets(targets, answer.shape[-1])
-        answer = target_probability(answer, targets)
+        answer = target_probability(answer, targets[images])
         if answer.isnan().any():
             raise ValueError(
                 f"v returned NaN for the images at {answer.isnan().any(dim=1).nonzero().flatten().tolist()[:10]}"

@@ -392,18 +392,19 @@ def as_value_function(
     return model
 
 
-def value_at(
-    v: "MaskedClassifier | ValueFunction", pixel_values: torch.Tensor
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """v at fixed images, embedded once for all calls: subsets [B, M, N] -> probabilities [B, M, K]."""
+def value_at(v: "MaskedClassifier | ValueFunction", pixel_values: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """v at fixed images, embedded once for all calls: subsets [B, M, N] -> probabilities [B, M, K].
+
+    A second argument selects some of the images, in the form of an index.
+    """
     if not isinstance(v, MaskedClassifier):
-        return lambda subsets: v(pixel_values, subsets)
+        return lambda subsets, images=slice(None): v(pixel_values[images], subsets)
     with torch.no_grad():
         embedded = v.embed(pixel_values.to(v.device))
 
     @torch.no_grad()
-    def probabilities(subsets: torch.Tensor) -> torch.Tensor:
-        return activation(v.logits_of(embedded, subsets))
+    def probabilities(subsets: torch.Tensor, images: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        return activation(v.logits_of(embedded[images], subsets))
 
     return probabilities
 

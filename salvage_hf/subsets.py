@@ -78,6 +78,20 @@ def uniform_sizes(batch_size: int, num_subsets: int, num_patches: int, *, genera
     return torch.randint(1, num_patches + 1, shape, generator=generator, device=generator.device)
 
 
+def stratified_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
+    """Sizes of which slot m has one from the m-th of M equal parts of 1..N: int64 [B, M].
+
+    A slot taken at random has |S| ~ U{1..N} exactly, as with `uniform_sizes`, but together they cover all sizes evenly.
+    """
+    shape = (batch_size, num_subsets)
+    if isinstance(generator, KeyedGenerator):
+        within = generator.uniform(num_subsets).double()
+    else:
+        within = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    strata = torch.arange(num_subsets, device=within.device)
+    return ((strata + within) / num_subsets * num_patches).long().clamp_max(num_patches - 1) + 1
+
+
 def weighted_orders(weights: torch.Tensor, num_subsets: int, *, generator: Generator) -> torch.Tensor:
     """Successive draws without replacement, each in proportion to weight.
 

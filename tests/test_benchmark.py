@@ -121,13 +121,15 @@ def test_methods_come_one_by_one_into_the_same_results(arguments):
     assert together["classification"]["images"] == 9
 
 
-@pytest.mark.parametrize("change", ["n_masks", "images", "classifier"])
+@pytest.mark.parametrize("change", ["n_masks", "budget", "images", "classifier"])
 def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments, tmp_path, change):
     run_benchmark(arguments(methods=["random"]))
     before = (tmp_path / "out" / "results.json").read_text()
     changes, told = {"methods": ["random"]}, "settings"
     if change == "n_masks":
         changes["n_masks"] = 3
+    elif change == "budget":
+        changes["budget"] = 20
     elif change == "images":
         changes["max_eval_samples"], told = 2, "ids and targets"
     else:
@@ -171,5 +173,5 @@ def test_messages(arguments):
 
 def test_the_file_is_json(arguments, tmp_path):
     run_benchmark(arguments(methods=["random"]))
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["n_masks"] == 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["relative"]["n_masks"] == 2
     assert "Random" in (tmp_path / "out" / "table.md").read_text()

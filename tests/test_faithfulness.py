@@ -275,16 +275,139 @@ def test_a_perfect_map_beats_its_opposite():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Algorithm 2 under a budget
+
+
+def literal_budget(v, image, weights, key, target, seed, budget):
+    """One image, one round, in loops: (lif, mif, srg) and their standard errors."""
+    num_patches, strata = len(weights), (budget - 1) // 4
+    sizes = KeyedGenerator((seed, 2, 0, 0), key)
+    full = prediction(v, image, range(num_patches), target)
+    values = {}
+    for start in range(0, strata, 128):
+        block = range(start, min(start + 128, strata))
+        places = sizes.uniform(2, len(block))[0].double()
+        for name, direction in (("lif", weights), ("mif", 1 - weights)):
+            generator = KeyedGenerator((seed, 2, 0, 1 + start), key)  # the same numbers for both
+            orders = sampling.weighted_orders(direction[None], 2 * len(block), generator=generator)[0]
+            for draw in range(2):
+                for j, stratum in enumerate(block):
+                    size = int((stratum + places[draw, j]) * (num_patches - 1) / strata) + 1
+                    members = orders[draw * len(block) + j, :size].tolist()
+                    values[name, draw, stratum] = prediction(v, image, members, target)
+    for key in list(values):
+        if key[0] == "lif":
+            values[("srg", *key[1:])] = values[key] - values[("mif", *key[1:])]
+    found = {}
+    share = (num_patches - 1) / num_patches
+    for name in ("lif", "mif", "srg"):
+        pairs = [(values[name, 0, h], values[name, 1, h]) for h in range(strata)]
+        mean = sum(a + b for a, b in pairs) / (2 * strata)
+        variance = sum(torch.tensor(pair).var().item() / 2 for pair in pairs) / strata**2
+        found[name] = share * mean + (0 if name == "srg" else full / num_patches), share * variance**0.5
+    return found
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+@pytest.mark.parametrize("budget", [5, 8, 41, 700])
+@pytest.mark.parametrize("num_patches", [2, 6, 30])
+def test_budgeted_scores_equal_their_literal_twin(num_patches, budget, num_labels):
+    pixel_values, attributions, targets = make(3, num_patches, num_labels)
+    scores = relative_scores(game, pixel_values, attributions, targets, seed=5, budget=budget)
+    keys = sampling.image_keys(pixel_values)
+    weights = sampling.min_max_weights(attributions)
+    for b in range(3):
+        image = pixel_values[b : b + 1]
+        found = literal_budget(game, image, weights[b], keys[b : b + 1], targets[b].item(), 5, budget)
+        for name, (mean, stderr) in found.items():
+            assert getattr(scores, f"r_{name}")[b].item() == pytest.approx(mean, abs=1e-5)
+            assert getattr(scores, f"r_{name}_stderr")[b].item() == pytest.approx(stderr, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [5, 21, 65])
+@pytest.mark.parametrize(("num_patches", "num_labels"), [(3, 1), (6, 3)])
+def test_budgeted_scores_are_unbiased_and_their_errors_honest(num_patches, num_labels, budget):
+    repeats = 3000
+    image, attributions, _ = make(1, num_patches, num_labels, seed=3)
+    many = image.expand(repeats, -1, -1, -1), attributions.expand(repeats, -1), torch.zeros(repeats, dtype=torch.int64)
+    scores = relative_scores(game, *many, ids=torch.arange(repeats), budget=budget)
+    weights = normalised(attributions[0])
+    lif = expected_curve(game, image, weights, 0).mean()
+    mif = expected_curve(game, image, [1 - w for w in weights], 0).mean()
+    for name, exact in (("r_lif", lif), ("r_mif", mif), ("r_srg", lif - mif)):
+        estimate, stderr = getattr(scores, name), getattr(scores, f"{name}_stderr")
+        assert abs(estimate.mean() - exact) < 4 * estimate.std() / repeats**0.5
+        assert stderr.square().mean().sqrt() == pytest.approx(estimate.std().item(), rel=0.1)
+
+
+def test_a_budget_of_the_protocols_size_agrees_with_it():
+    pixel_values, attributions, targets = make(6, 20, 3)
+    protocol = relative_scores(game, pixel_values, attributions, targets, n_masks=128)
+    budgeted = relative_scores(game, pixel_values, attributions, targets, budget=200)
+    error = (budgeted.r_srg_stderr**2 + protocol.r_srg_stderr**2).sqrt()
+    assert ((budgeted.r_srg - protocol.r_srg).abs() < 4 * error).all()
+    assert (budgeted.num_forwards == 197).all()
+    assert (protocol.num_forwards == 2 * 128 * 19 + 1).all()
+    torch.testing.assert_close(budgeted.r_lif_curve.mean(0), protocol.r_lif_curve.mean(0), rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("budget", [5, 60, 700])
+def test_a_budget_is_kept(budget):
+    pixel_values, attributions, targets = make(2, 7, 2)
+    counted = Counted()
+    scores = relative_scores(counted, pixel_values, attributions, targets, budget=budget)
+    assert budget - 4 < counted.subsets.shape[1] <= budget
+    assert (scores.num_forwards == counted.subsets.shape[1]).all()
+    sizes = counted.subsets.sum(-1)[:, 1:]
+    assert (sizes >= 1).all()
+    assert (sizes < 7).all()
+
+
+def test_images_stop_when_they_are_sure_each_for_itself():
+    pixel_values, attributions, targets = make(6, 8, 3)
+    attributions[0] = 0  # even this one is uncertain
+    options = {"budget": 41, "target_stderr": 0.01}
+    scores = relative_scores(game, pixel_values, attributions, targets, **options)
+    assert (scores.r_srg_stderr <= 0.01).all()
+    assert len(scores.num_forwards.unique()) > 1
+    counted = Counted()
+    alone = relative_scores(counted, pixel_values[2:3], attributions[2:3], targets[2:3], **options)
+    assert counted.subsets.shape[1] == alone.num_forwards.item() == scores.num_forwards[2].item()
+    for name, value in vars(alone).items():
+        torch.testing.assert_close(value, getattr(scores, name)[2:3], rtol=0, atol=1e-6)
+
+
+def test_a_target_out_of_reach_ends_at_the_protocols_cost():
+    pixel_values, attributions, targets = make(1, 4, 2)
+    scores = relative_scores(game, pixel_values, attributions, targets, budget=101, target_stderr=1e-9)
+    assert 600 < scores.num_forwards.item() <= 2 * 128 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 4}, "budget must be at least 5 forwards an image, got 4"),
+        ({"target_stderr": 0.1}, "target_stderr must be positive and needs a budget, got 0.1 and None"),
+        ({"budget": 9, "target_stderr": 0.0}, "target_stderr must be positive and needs a budget, got 0.0 and 9"),
+    ],
+)
+def test_wrong_budgets(options, message):
+    with pytest.raises(ValueError, match=message):
+        relative_scores(game, *make(2, 4, 2), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Both
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize("score", [rank_scores, relative_scores])
-def test_neither_batch_size_nor_order_changes_a_score(score, with_ids):
+@pytest.mark.parametrize("budget", [None, 33])
+def test_neither_batch_size_nor_order_changes_a_score(score, with_ids, budget):
     pixel_values, attributions, targets = make(7, 6, 3)
     attributions = attributions.round()  # ties
     ids = torch.tensor([4, 0, 9, 2, 7, 1, 5]) if with_ids else None
-    kwargs = {"n_masks": 4} if score is relative_scores else {}
+    kwargs = {"n_masks": 4, "budget": budget} if score is relative_scores else {}
     whole = score(game, pixel_values, attributions, targets, ids=ids, **kwargs)
     for part in torch.tensor([6, 2, 0, 1, 5, 3, 4]).split(3):
         some = score(

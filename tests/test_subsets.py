@@ -309,3 +309,27 @@ def test_nearly_equal_images_have_other_keys(images):
         pixel_values[b, b] = torch.nextafter(pixel_values[b, b], torch.tensor(torch.inf))
     pixel_values[769] = pixel_values[769].flip(0)
     assert len(sampling.image_keys(pixel_values.view(-1, 3, 16, 16)).unique()) == 770
+
+
+@both_generators
+@pytest.mark.parametrize(("num_subsets", "num_patches"), [(1, 7), (3, 10), (4, 6), (9, 4)])
+def test_stratified_sizes_are_uniform_together_and_cover_all_parts(kind, num_subsets, num_patches):
+    batch_size = DRAWS // num_subsets
+    generator = make_generator(kind, 3, batch_size)
+    sizes = sampling.stratified_sizes(batch_size, num_subsets, num_patches, generator=generator)
+    assert sizes.shape == (batch_size, num_subsets)
+    counts = torch.bincount(sizes.flatten(), minlength=num_patches + 1)
+    assert counts[0] == 0
+    assert len(counts) == num_patches + 1
+    assert chi_squared_p(counts[1:], torch.full((num_patches,), 1 / num_patches)) > P_VALUE
+    for slot in range(num_subsets):
+        # The probability of a size is the overlap of its interval with the slot's part of 0..1.
+        low, high = slot / num_subsets, (slot + 1) / num_subsets
+        overlap = [max(0.0, min(high, (s + 1) / num_patches) - max(low, s / num_patches)) for s in range(num_patches)]
+        of_slot = torch.bincount(sizes[:, slot], minlength=num_patches + 1)[1:]
+        law = torch.tensor(overlap).double()
+        law[law < 1e-9] = 0
+        assert of_slot[law == 0].sum() == 0
+        if (law > 0).sum() == 1:  # nothing to test
+            continue
+        assert chi_squared_p(of_slot, law / law.sum()) > P_VALUE

@@ -8,8 +8,19 @@ class RLif(evaluate_support.AttributionMetric):
         return evaluate_support.metric_info(__doc__, evaluate_support.RELATIVE_INPUTS, evaluate_support.PATCH_MAPS)
 
     def _compute(
-        self, predictions, references, pixel_values=None, model=None, n_masks=128, seed=0, ids=None, batch_size=32
+        self,
+        predictions,
+        references,
+        pixel_values=None,
+        model=None,
+        n_masks=128,
+        budget=None,
+        target_stderr=None,
+        seed=0,
+        ids=None,
+        batch_size=32,
     ):
+        draws = {"n_masks": n_masks, "budget": budget, "target_stderr": target_stderr, "seed": seed}
         return evaluate_support.relative_results(
-            "r_lif", predictions, references, pixel_values, model, n_masks, seed, ids, batch_size
+            "r_lif", predictions, references, pixel_values, model, draws, ids, batch_size
         )

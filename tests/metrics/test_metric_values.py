@@ -107,6 +107,22 @@ def test_relative_metrics(load, batch_size, num_patches):
             assert score == pytest.approx(expected[name][b], abs=4 * np.sqrt(variance[name][b] / n_masks) + 1e-6)
 
 
+@pytest.mark.parametrize("name", RELATIVE)
+def test_relative_metrics_under_a_budget(load, name):
+    pixel_values, maps, targets = game(4, 6, seed=1)
+    inputs = {"predictions": maps, "references": targets, "pixel_values": pixel_values, "model": lookup}
+    tables = [pixel_values[b, k, 0].tolist() for b, k in enumerate(targets)]
+    lif, mif = (np.array([algorithm_2(t, m, most)[0] for t, m in zip(tables, maps, strict=True)]) for most in (1, 0))
+    expected = {"r_lif": lif, "r_mif": mif, "r_srg": lif - mif}[name]
+    results = load(name).compute(**inputs, budget=401)
+    assert results["num_forwards"] == 4 * 401
+    assert results[name] == pytest.approx(expected.mean(), abs=4 * results["draw_stderr"])
+    surer = load(name).compute(**inputs, budget=401, target_stderr=results["draw_stderr"])
+    assert surer["num_forwards"] > results["num_forwards"]
+    assert surer["draw_stderr"] < results["draw_stderr"]
+    assert surer[name] == pytest.approx(expected.mean(), abs=4 * surer["draw_stderr"])
+
+
 def rank_accuracy(pixel_map, mask):
     k = mask.sum()
     pixels = sorted(np.ndindex(mask.shape), key=lambda p: pixel_map[p], reverse=True)[:k]
