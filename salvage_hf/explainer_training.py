@@ -176,13 +176,16 @@ def make_store(
 def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tensor, index: int) -> torch.Tensor:
     """The subsets of batch number `index`: scores [B, N] -> bool [B, M, N].
 
-    Slot m has one size for all images of the step, in every process, so that each size is one dense batch; the
-    patches of an image are keyed by its id, so that they do not depend on the batch. Of an odd number of guided subsets
-    the odd one is drawn from the scores in one batch, and from one minus them in the next.
+    Slot m has one size for all images of the step, in every process, so that each size is one dense batch; the sizes
+    are stratified over the slots. The patches of an image are keyed by its id, so that they do not depend on the batch.
+    Of an odd number of guided subsets the odd one is drawn from the scores in one batch, from 1 minus them in the next.
     """
     stream = (args.seed, index)
     shared = subsets.KeyedGenerator(stream, torch.zeros(1, dtype=torch.int64))
-    sizes = subsets.uniform_sizes(1, args.new_subsets, scores.shape[1], generator=shared)[0]
+    # Stratified within each half of Algorithm 3: over all of them, the half drawn by phi would get the small sizes.
+    half = (args.new_subsets + 1) // 2 if args.sampling == "guided" else args.new_subsets
+    parts = [half, args.new_subsets - half]
+    sizes = torch.cat([subsets.stratified_sizes(1, n, scores.shape[1], generator=shared)[0] for n in parts])
     generator = subsets.KeyedGenerator(stream, ids.to(scores.device) + 1)
     if args.sampling == "guided":
         if args.new_subsets % 2 and index % 2:

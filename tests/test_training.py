@@ -352,6 +352,26 @@ def test_subsets_of_an_image_do_not_depend_on_its_batch(arguments, sampling):
     assert not torch.equal(drawn, draw_subsets(other_seed, scores, torch.tensor([4, 0, 9]), index=5))
 
 
+@pytest.mark.parametrize(("sampling", "parts"), [("guided", [2, 2]), ("uniform", [4])])
+def test_sizes_are_stratified_within_each_half(arguments, sampling, parts):
+    args = arguments(sampling=sampling, new_subsets=4)
+    for index in range(20):
+        sizes = draw_subsets(args, torch.randn(1, 16), torch.tensor([0]), index)[0].sum(-1)
+        for part in sizes.split(parts):
+            strata = ((part - 1) * len(part) // 16).tolist()
+            assert strata == list(range(len(part)))
+
+
+def test_a_single_guided_subset_comes_from_both_halves_in_turn(arguments):
+    args = arguments(new_subsets=1)
+    scores = torch.zeros(400, 16)
+    scores[:, :8] = 1.0  # the first eight are drawn first by the scores, last by one minus them
+    for index in range(6):
+        drawn = draw_subsets(args, scores, torch.arange(400), index)[:, 0]
+        first, last = drawn[:, :8].sum(), drawn[:, 8:].sum()
+        assert (first > last) if index % 2 == 0 else (first < last)
+
+
 # Replayed values
 
 
