@@ -18,16 +18,17 @@ from transformers import Dinov2Config, Dinov2ForImageClassification
 from salvage_hf import MaskedClassifier, subsets
 
 
-def dense_logits(classifier, pixel_values: torch.Tensor, drawn: torch.Tensor, rows: int) -> torch.Tensor:
+def dense_logits(v: MaskedClassifier, pixel_values: torch.Tensor, drawn: torch.Tensor, rows: int) -> torch.Tensor:
     """v(S) with attention masks, [B, M, K]; pooling counts visible patches only, as in the dropping side."""
     batch_size, num_subsets, _ = drawn.shape
+    classifier, num_prefix = v.classifier, v.num_prefix_tokens
     repeated = pixel_values.repeat_interleave(num_subsets, dim=0)
     flat = drawn.flatten(0, 1)
     outputs = []
     for pixels, visible in zip(repeated.split(rows), flat.split(rows), strict=True):
-        attention_mask = torch.nn.functional.pad(visible, (1, 0), value=True)
+        attention_mask = torch.nn.functional.pad(visible, (num_prefix, 0), value=True)
         hidden = classifier.base_model(pixels, attention_mask=attention_mask).last_hidden_state
-        patches = (hidden[:, 1:] * visible[..., None]).sum(dim=1) / visible.sum(dim=1, keepdim=True)
+        patches = (hidden[:, num_prefix:] * visible[..., None]).sum(dim=1) / visible.sum(dim=1, keepdim=True)
         outputs.append(classifier.classifier(torch.cat([hidden[:, 0], patches], dim=-1)))
     return torch.cat(outputs).view(batch_size, num_subsets, -1)
 
@@ -54,7 +55,7 @@ def compare(v: MaskedClassifier, side: int, rows_per_size: int, rounds: int, dty
 
     sides = {
         "dropping": lambda: v.logits(pixel_values, drawn),
-        "dense": lambda: dense_logits(v.classifier, pixel_values, drawn, rows),
+        "dense": lambda: dense_logits(v, pixel_values, drawn, rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     logits = {}
