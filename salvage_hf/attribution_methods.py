@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
-from .masking import MaskedClassifier, target_attributions
+from .masking import MaskedClassifier, target_attributions, target_probability, value_at
 from .subsets import KeyedGenerator, image_keys
 
 #: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions [B, N]
@@ -25,7 +25,7 @@ class MethodInfo:
 
     name: str
     title: str
-    needs: str  # "nothing", "attention" or "explainer"
+    needs: str  # "nothing", "attention", "masked forwards" or "explainer"
     source: str
     build: Callable[..., Method]
 
@@ -50,7 +50,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options) -> M
         name: a key of `REGISTRY`.
         classifier: the classifier to explain.
         seed: of the methods that draw; the others ignore it.
-        options: of the method itself (`explainer=` for "salvage").
+        options: of the method itself (`explainer=` for "salvage", `num_masks=` for "rise").
     """
     if name not in REGISTRY:
         raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
@@ -100,6 +100,36 @@ def attention_rollout(classifier: MaskedClassifier, seed: int = 0) -> Method:
         for layer in maps:
             rollout = (layer.mean(dim=1) + identity) / 2 @ rollout
         return rollout[:, 0, num_prefix:]
+
+    return attribute
+
+
+@register("rise", title="RISE", needs="masked forwards", source="Petsiuk et al., 2018")
+def rise(classifier: MaskedClassifier, seed: int = 0, num_masks: int = 2000) -> Method:
+    """Randomised input sampling: the mean of v(S) over random subsets that show the patch.
+
+    On the patch grid and through v(S), every patch shown with probability 1/2: no upsampled masks and no shifts, which
+    stand for a grid where the model has none.
+
+    Args:
+        classifier: the classifier to explain.
+        seed: seed of the subsets.
+        num_masks: subsets an image, each a forward; 2000 in the paper.
+    """
+    if num_masks < 1:
+        raise ValueError(f"num_masks must be at least 1, got {num_masks}")
+
+    @torch.no_grad()
+    def attribute(pixel_values, targets):
+        rows, columns = classifier.patch_grid(pixel_values)
+        value, generator = value_at(classifier, pixel_values), KeyedGenerator((seed, 1), image_keys(pixel_values))
+        total, shown = 0, 0
+        for number in torch.arange(num_masks).split(512):  # the subsets never stand in memory at once
+            masks = generator.uniform(len(number), rows * columns) < 0.5
+            predictions = target_probability(value(masks), targets.to(classifier.device))
+            total = total + (predictions.to(masks.device)[:, None] @ masks.float())[:, 0]
+            shown = shown + masks.sum(dim=1)
+        return total / shown.clamp_min(1)
 
     return attribute
 

@@ -44,6 +44,7 @@ class BenchmarkArguments:
     max_eval_samples: int | None = arg(None, "Evaluate on this many random images only.")
     masking: str = arg("drop", "How patches are hidden from the classifier.")
     n_masks: int = arg(128, "Draws per size and direction of the relative scores.")
+    rise_masks: int = arg(2000, "Masks an image of the method rise.")
     budget: int | None = arg(None, "Forwards an image for the relative scores, in place of n_masks.")
     per_device_eval_batch_size: int = arg(32, "Images a batch and process.")
     seed: int = arg(0, "Seed of everything random.")
@@ -104,15 +105,19 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     if explainer is not None and results.get("classification", {}).get("weights") != weights:
         everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
         results["classification"] = {**classification(accelerator, v, explainer, everything), "weights": weights}
+    options_of: dict[str, dict[str, Any]] = {
+        "salvage": {"explainer": explainer},
+        "rise": {"num_masks": args.rise_masks},
+    }
     for name in args.methods:
-        options = {"explainer": explainer} if name == "salvage" else {}
-        made_with = weights if name == "salvage" else None
-        if name in results["methods"] and results["methods"][name]["weights"] == made_with:
+        options = options_of.get(name, {})
+        made_with = {"explainer": weights} if name == "salvage" else options
+        if name in results["methods"] and results["methods"][name]["made_with"] == made_with:
             logger.info("%s is done already", name)
             continue
         method = attribution_methods.load(name, classifier=v, seed=args.seed, **options)
         scores = score_method(accelerator, v, method, loader, args, name)
-        results["methods"][name] = {**scores, "weights": made_with}
+        results["methods"][name] = {**scores, "made_with": made_with}
         if accelerator.is_main_process:
             # Written beside and renamed: a run stopped here leaves the earlier results whole.
             path.with_suffix(".partial").write_text(json.dumps(results) + "\n")

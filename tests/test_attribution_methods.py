@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from salvage_hf import MaskedClassifier, attribution_methods
 
 FAMILIES = {"dinov2": 1, "dinov2_with_registers": 4, "vit": 1, "deit": 2}  # name -> tokens before the patches
-METHODS = ["salvage", "last_attention", "attention_rollout", "random"]
+METHODS = ["salvage", "last_attention", "attention_rollout", "rise", "random"]
 N = 16
 
 
@@ -16,7 +17,7 @@ def build(tiny_classifier, salvage_model):
 
     def make(name, family="dinov2_with_registers", seed=0):
         v = MaskedClassifier(tiny_classifier(family))
-        options = {"explainer": salvage_model()} if name == "salvage" else {}
+        options = {"salvage": {"explainer": salvage_model()}, "rise": {"num_masks": 40}}.get(name, {})
         return attribution_methods.load(name, classifier=v, seed=seed, **options), v
 
     return make
@@ -121,6 +122,36 @@ def test_the_classifier_is_left_as_it_was(tiny_classifier, salvage_model, images
 def test_maps_carry_no_gradient(build, images, name):
     method, _ = build(name)
     assert not method(images(1).requires_grad_(), torch.tensor([0])).requires_grad
+
+
+def test_rise_converges_to_the_conditional_means(tiny_classifier, images):
+    """Its limit at N = 9: the mean of v(S) over all subsets that hold the patch."""
+    v = MaskedClassifier(tiny_classifier("dinov2_with_registers"))
+    pixel_values, targets = images(2, 12), torch.tensor([0, 2])
+    subsets = torch.tensor(list(itertools.product([False, True], repeat=9)))
+    predictions = v.probabilities(pixel_values, subsets.expand(2, -1, -1))  # [2, 512, K]
+    exact = torch.zeros(2, 9)
+    for image, target in enumerate(targets.tolist()):
+        for patch in range(9):
+            exact[image, patch] = predictions[image, subsets[:, patch], target].mean()
+    errors = []
+    for num_masks in (600, 9600):
+        maps = attribution_methods.load("rise", classifier=v, num_masks=num_masks)(pixel_values, targets)
+        errors.append((maps - exact).abs().max().item())
+    assert errors[1] < 0.01 < exact.std(dim=1).min()
+    assert errors[1] < errors[0]
+
+
+def test_rise_asks_as_often_as_it_is_told(tiny_classifier, images, monkeypatch):
+    v = MaskedClassifier(tiny_classifier())
+    asked = []
+    logits_of = v.logits_of
+    monkeypatch.setattr(v, "logits_of", lambda tokens, drawn: asked.append(drawn.shape[1]) or logits_of(tokens, drawn))
+    attribution_methods.load("rise", classifier=v, num_masks=700)(images(2), torch.tensor([0, 1]))
+    assert sum(asked) == 700
+    assert max(asked) == 512
+    with pytest.raises(ValueError, match="num_masks must be at least 1, got 0"):
+        attribution_methods.load("rise", classifier=v, num_masks=0)
 
 
 def test_random_is_keyed_by_seed_and_image(build, images):
