@@ -110,9 +110,13 @@ def rank_results(
 
 
 def relative_results(
-    name: str, predictions, references, pixel_values, model, draws: dict[str, Any], ids, batch_size: int
+    name: str, predictions, references, pixel_values, model, ids, batch_size: int, draws: dict[str, Any]
 ) -> dict[str, Any]:
-    """The result of "r_mif", "r_lif" or "r_srg"; arguments as in `RELATIVE_INPUTS`, those of the draws in `draws`."""
+    """The result of "r_mif", "r_lif" or "r_srg".
+
+    Arguments are as in `RELATIVE_INPUTS`; `draws` are those of `faithfulness.relative_scores` (n_masks, budget,
+    target_stderr, seed), with its defaults.
+    """
     score = faithfulness.relative_scores
     scores = _scores(name, score, predictions, references, pixel_values, model, ids, batch_size, **draws)
     result = _summary(name, scores, difference="r_srg", terms=("r_lif", "r_mif"))

@@ -7,20 +7,7 @@ class RLif(evaluate_support.AttributionMetric):
     def _info(self):
         return evaluate_support.metric_info(__doc__, evaluate_support.RELATIVE_INPUTS, evaluate_support.PATCH_MAPS)
 
-    def _compute(
-        self,
-        predictions,
-        references,
-        pixel_values=None,
-        model=None,
-        n_masks=128,
-        budget=None,
-        target_stderr=None,
-        seed=0,
-        ids=None,
-        batch_size=32,
-    ):
-        draws = {"n_masks": n_masks, "budget": budget, "target_stderr": target_stderr, "seed": seed}
+    def _compute(self, predictions, references, pixel_values=None, model=None, ids=None, batch_size=32, **draws):
         return evaluate_support.relative_results(
-            "r_lif", predictions, references, pixel_values, model, draws, ids, batch_size
+            "r_lif", predictions, references, pixel_values, model, ids, batch_size, draws
         )
