@@ -372,6 +372,31 @@ def test_a_single_guided_subset_comes_from_both_halves_in_turn(arguments):
         assert (first > last) if index % 2 == 0 else (first < last)
 
 
+@pytest.mark.parametrize("kind", [{}, {"freeze_backbone": True, "replayed_subsets": 8}], ids=["full", "replay"])
+def test_mixed_precision(arguments, data, monkeypatch, tmp_path, kind):
+    """bfloat16 forwards: nearly the losses of float32, and weights in float32."""
+    kind = {**kind, "learning_rate": 1e-4, "sampling": "uniform"}  # so that no rounding grows
+    precise = train_explainer(arguments(output_dir=tmp_path / "float32", **kind))
+    forget_accelerators()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    dtypes = set()
+    forward = MaskedClassifier.logits
+
+    def remember(self, *inputs):
+        logits = forward(self, *inputs)
+        dtypes.add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(MaskedClassifier, "logits", remember)
+    mixed = train_explainer(arguments(**kind))
+    assert torch.bfloat16 in dtypes
+    for row, other in zip(mixed["history"], precise["history"], strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
+        assert row["train_loss"] != other["train_loss"]
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
 # Replayed values
 
 
