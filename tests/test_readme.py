@@ -1,0 +1,42 @@
+"""The README's Python, run as it stands by a new process, where org/... are folders with tiny models."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from salvage_hf import attribution_methods
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def test_the_python_of_the_readme_runs(tiny_classifier, salvage_model, save_processor, tmp_path):
+    for name, model in {"dinov2-pet": tiny_classifier(), "salvage-pet": salvage_model()}.items():
+        model.save_pretrained(tmp_path / "org" / name)
+        save_processor(tmp_path / "org" / name)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 3
+    before = "from PIL import Image\nimages = [Image.new('RGB', (30, 20), color) for color in ('red', 'green')]\n"
+    # The first block hands the pixels on without a name.
+    between = "pixel_values = processor(images, return_tensors='pt')['pixel_values']\n"
+    after = """
+from salvage_hf import attribution_methods
+maps = attribution_methods.load("last_attention", v)(pixel_values, classes)
+assert maps.shape == attributions.shape == (2, 16)
+results = r_srg.compute(
+    predictions=attributions, references=classes, pixel_values=pixel_values, model=v, budget=160, seed=0
+)
+assert results["num_forwards"] <= 2 * 160
+"""
+    code = before + blocks[0] + between + "".join(blocks[1:]) + after
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_the_readme_names_methods_that_there_are():
+    names = re.search(r"--methods ([a-z_ ]+)", README).group(1).split()
+    assert set(names) <= set(attribution_methods.REGISTRY)
