@@ -7,6 +7,7 @@ estimate the gradient of another distribution of subsets stand in a table of the
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ FAMILIES: tuple[tuple[Callable, ...], ...] = (
 
 def main() -> None:
     args = HfArgumentParser(SamplingBenchmarkArguments).parse_args_into_dataclasses()[0]
+    if args.num_subsets < 2 or args.num_subsets % 2:
+        sys.exit(f"--num_subsets must be even, for the pairs; got {args.num_subsets}")
     check_writable(args.output_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     v = MaskedClassifier.from_pretrained(args.model_name_or_path).to(device)
