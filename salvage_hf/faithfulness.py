@@ -200,20 +200,21 @@ def _stratified_draws(
     weights = weights[active]
     num_patches = weights.shape[1]
     generator = sampling.KeyedGenerator((*stream, 0), keys[active])
+    # Of the sizes 1..N-1: the full image is the same for every draw.
+    shape = len(active), num_strata, num_patches - 1
+    sizes = torch.stack([sampling.stratified_sizes(*shape, generator=generator) for _ in range(2)], dim=1)
     predictions = []
     # Some strata at a time, so that the subsets never stand in memory at once.
     for block in range(0, num_strata, 128):
-        strata = torch.arange(block, min(block + 128, num_strata), device=weights.device)
-        within = generator.uniform(2, len(strata)).double()
-        sizes = ((strata + within) / num_strata * (num_patches - 1)).long().clamp_max(num_patches - 2) + 1
+        of_block = sizes[..., block : block + 128]  # [A, 2, strata]
         orders = [
             sampling.weighted_orders(
-                w, 2 * len(strata), generator=sampling.KeyedGenerator((*stream, 1 + block), keys[active])
+                w, 2 * of_block.shape[-1], generator=sampling.KeyedGenerator((*stream, 1 + block), keys[active])
             )
             for w in (weights, 1 - weights)
         ]
         places = sampling.positions(torch.stack(orders, dim=1))  # [A, 2, 2 * strata, N]
-        drawn = places < sizes.flatten(1)[:, None, :, None]
+        drawn = places < of_block.flatten(1)[:, None, :, None]
         predictions.append(value(drawn.flatten(1, 2), active).view(len(active), 2, 2, -1))
     return torch.cat(predictions, dim=-1)
 
@@ -272,9 +273,8 @@ def _checked(
         check_targets(targets, answer.shape[-1])
         answer = target_probability(answer, targets[images])
         if answer.isnan().any():
-            raise ValueError(
-                f"v returned NaN for the images at {answer.isnan().any(dim=1).nonzero().flatten().tolist()[:10]}"
-            )
+            places = torch.arange(batch_size)[images][answer.isnan().any(dim=1).cpu()]
+            raise ValueError(f"v returned NaN for the images at {places.tolist()[:10]}")
         return answer
 
     keys = sampling.image_keys(pixel_values) if ids is None else ids

@@ -281,18 +281,17 @@ def test_a_perfect_map_beats_its_opposite():
 def literal_budget(v, image, weights, key, target, seed, budget):
     """One image, one round, in loops: (lif, mif, srg) and their standard errors."""
     num_patches, strata = len(weights), (budget - 1) // 4
-    sizes = KeyedGenerator((seed, 2, 0, 0), key)
+    sizes = KeyedGenerator((seed, 2, 0, 0), key).uniform(2, strata)[0].double()
     full = prediction(v, image, range(num_patches), target)
     values = {}
     for start in range(0, strata, 128):
         block = range(start, min(start + 128, strata))
-        places = sizes.uniform(2, len(block))[0].double()
         for name, direction in (("lif", weights), ("mif", 1 - weights)):
             generator = KeyedGenerator((seed, 2, 0, 1 + start), key)  # the same numbers for both
             orders = sampling.weighted_orders(direction[None], 2 * len(block), generator=generator)[0]
             for draw in range(2):
                 for j, stratum in enumerate(block):
-                    size = int((stratum + places[draw, j]) * (num_patches - 1) / strata) + 1
+                    size = int((stratum + sizes[draw, stratum]) * (num_patches - 1) / strata) + 1
                     members = orders[draw * len(block) + j, :size].tolist()
                     values[name, draw, stratum] = prediction(v, image, members, target)
     for key in list(values):
