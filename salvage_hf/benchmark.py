@@ -94,6 +94,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             "classifier": fingerprint(v.classifier),
             "processor": digest(processor.to_json_string()),
             "masking": args.masking,
+            "precision": accelerator.mixed_precision,
             "relative": {"budget": args.budget} if args.budget else {"n_masks": args.n_masks},
             "seed": args.seed,
         },
@@ -157,14 +158,15 @@ def score_method(
     rows, curves, seconds = [], [], 0.0
     for batch in tqdm(loader, desc=name, disable=not accelerator.is_main_process):
         pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
-        start = time.perf_counter()
-        attributions = method(pixel_values, targets)
-        if attributions.is_cuda:
-            torch.cuda.synchronize()
-        seconds += time.perf_counter() - start
-        rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
         draws = {"n_masks": args.n_masks, "budget": args.budget, "seed": args.seed, "ids": ids}
-        relative = relative_scores(v, pixel_values, attributions, targets, **draws)
+        with accelerator.autocast():
+            start = time.perf_counter()
+            attributions = method(pixel_values, targets)
+            if attributions.is_cuda:
+                torch.cuda.synchronize()
+            seconds += time.perf_counter() - start
+            rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
+            relative = relative_scores(v, pixel_values, attributions, targets, **draws)
         scores = [rank.srg, rank.lif, rank.mif, relative.r_srg, relative.r_lif, relative.r_mif, relative.r_srg_stderr]
         rows.append(accelerator.gather_for_metrics(torch.stack(scores, dim=1)))
         of_batch = [rank.lif_curve, rank.mif_curve, relative.r_lif_curve, relative.r_mif_curve]

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from . import subsets
 from .data import ProcessedImages
 from .masking import MaskedClassifier, predicted_targets
-from .training import LoopArguments, arg, fit, load_splits, make_accelerator
+from .training import LoopArguments, arg, fit, load_splits, make_accelerator, with_found_batch_size
 
 
 @dataclass
@@ -32,6 +32,7 @@ class ClassifierArguments(LoopArguments):
             raise ValueError("model_name_or_path is needed: the model to fine-tune")
 
 
+@with_found_batch_size
 def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
     """Fine-tunes a classifier; writes it with its processor to `output_dir`, and returns its scores."""
     accelerator = make_accelerator(args)

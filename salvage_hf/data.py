@@ -13,6 +13,8 @@ from datasets import ClassLabel, Dataset, Image, load_dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from .subsets import KeyedGenerator
+
 logger = logging.getLogger(__name__)
 
 
@@ -149,12 +151,23 @@ class ProcessedImages(torch.utils.data.Dataset):
         processor: the classifier's image processor.
         config: the classifier's config, to translate labels; None leaves the labels out.
         image_column, label_column: names of the columns.
+        num_views: items an image: itself, and random views of it (`random_view`). Item i is view i // I of image i % I,
+            always the same one, so that features and classifier values of views can be kept like those of images.
+        seed: seed of the random views.
     """
 
     def __init__(
-        self, dataset: Dataset, processor, config=None, image_column: str = "image", label_column: str = "label"
+        self,
+        dataset: Dataset,
+        processor,
+        config=None,
+        image_column: str = "image",
+        label_column: str = "label",
+        num_views: int = 1,
+        seed: int = 0,
     ):
         self.images, self.processor, self.image_column = dataset, processor, image_column
+        self.num_views, self.seed = num_views, seed
         self.labels: list[int] | None = None
         if config is not None:
             if label_column not in dataset.column_names:
@@ -162,19 +175,40 @@ class ProcessedImages(torch.utils.data.Dataset):
             self.labels = _translated_labels(dataset, label_column, config)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images) * self.num_views
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        pictures = [open_image(image) for image in self.images[indices][self.image_column]]
+        of_image = [index % len(self.images) for index in indices]
+        pictures = [open_image(image) for image in self.images[of_image][self.image_column]]
+        if self.num_views > 1:
+            draws = KeyedGenerator((self.seed, 0, 1), torch.tensor(indices)).uniform(4).tolist()
+            pictures = [
+                picture if index < len(self.images) else random_view(picture, *numbers)
+                for picture, index, numbers in zip(pictures, indices, draws, strict=True)
+            ]
         pixel_values = self.processor(pictures, return_tensors="pt")["pixel_values"]
         items = [{"pixel_values": p, "ids": i} for p, i in zip(pixel_values, indices, strict=True)]
         if self.labels is not None:
-            for item in items:
-                item["labels"] = self.labels[item["ids"]]
+            for item, image in zip(items, of_image, strict=True):
+                item["labels"] = self.labels[image]
         return items
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
+
+
+def random_view(picture: PILImage.Image, size: float, x: float, y: float, mirror: float) -> PILImage.Image:
+    """A part of a picture with its aspect ratio and half to all of its area, mirrored every second time.
+
+    Args:
+        picture: the picture.
+        size, x, y, mirror: four numbers in 0..1 that choose area, place and whether it is mirrored.
+    """
+    side = (0.5 + 0.5 * size) ** 0.5
+    width, height = max(1, round(side * picture.width)), max(1, round(side * picture.height))
+    left, top = round(x * (picture.width - width)), round(y * (picture.height - height))
+    part = picture.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(part) if mirror < 0.5 else part
 
 
 def _translated_labels(dataset: Dataset, column: str, config) -> list[int]:

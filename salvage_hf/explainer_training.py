@@ -17,7 +17,7 @@ from .masking import MASKINGS, MaskedClassifier, digest, fingerprint, predicted_
 from .modeling import SalvageModel
 from .objectives import OBJECTIVES, jensen_shannon
 from .replay import ReplayStore
-from .training import REPLAY_FILE, LoopArguments, arg, fit, load_splits, make_accelerator
+from .training import REPLAY_FILE, LoopArguments, arg, fit, load_splits, make_accelerator, with_found_batch_size
 
 
 @dataclass
@@ -35,6 +35,9 @@ class ExplainerArguments(LoopArguments):
     replay_from: str | None = arg(None, "Start with the values kept by an earlier run: its replay.safetensors.")
     target: str = arg("label", "Class whose attributions guide the sampling and are validated: label or predicted.")
     freeze_backbone: bool = arg(False, "Train the mask transformer alone, on features computed once.")
+    num_views: int = arg(
+        1, "Training items an image: itself, and random parts and mirror images of it. An epoch passes over all."
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,6 +47,8 @@ class ExplainerArguments(LoopArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path is needed: the classifier to explain")
+        if self.num_views < 1:
+            raise ValueError(f"num_views must be at least 1, got {self.num_views}")
         if self.new_subsets < 0 or self.replayed_subsets < 0 or self.new_subsets + self.replayed_subsets < 1:
             raise ValueError(
                 "new_subsets and replayed_subsets must not be negative nor both 0, "
@@ -60,6 +65,7 @@ class ExplainerArguments(LoopArguments):
             raise ValueError("replay_from needs replayed_subsets of at least 1")
 
 
+@with_found_batch_size
 def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
     """Trains a Salvage explainer; writes it with processor and card to `output_dir`, and returns its scores."""
     accelerator = make_accelerator(args)
@@ -70,7 +76,9 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
         config = classifier.config if args.target == "label" else None
         columns = args.image_column_name, args.label_column_name
-        train_images, eval_images = (ProcessedImages(part, processor, config, *columns) for part in load_splits(args))
+        train_split, eval_split = load_splits(args)
+        train_images = ProcessedImages(train_split, processor, config, *columns, args.num_views, args.seed)
+        eval_images = ProcessedImages(eval_split, processor, config, *columns)
     model = SalvageModel.from_classifier(classifier.classifier).to(accelerator.device)
     # Never used in a forward pass of visible patches; distributed training would wait for its gradient.
     mask_token = model.backbone.embeddings.mask_token
@@ -118,6 +126,7 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
     eval_loader = accelerator.prepare(DataLoader(eval_images, batch_size=args.per_device_eval_batch_size))
 
     @torch.no_grad()
+    @accelerator.autocast()
     def evaluate(model):
         rows: list[torch.Tensor] = []
         for batch in tqdm(eval_loader, desc="Validating", leave=False, disable=not accelerator.is_main_process):
@@ -138,7 +147,7 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
     def save(model, folder: Path, results: dict[str, Any]):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        cards.write_explainer_card(folder, args, model.config, results, len(train_images), len(eval_images))
+        cards.write_explainer_card(folder, args, model.config, results, len(train_split), len(eval_split))
 
     results = fit(args, accelerator, model, train_images, compute_loss, evaluate, "srg", save)
     if store is not None and accelerator.is_main_process:
@@ -161,7 +170,9 @@ def make_store(
         "masking": args.masking,
         "processor": digest(processor.to_json_string()),
         # Images without a file name are named by their number, which says little without what chose them.
-        "names": digest(f"{args.dataset_name} {args.seed} {args.train_val_split} {args.max_train_samples}\n{names}"),
+        "names": digest(
+            f"{args.dataset_name} {args.seed} {args.train_val_split} {args.max_train_samples} {args.num_views}\n{names}"
+        ),
     }
     size = (len(images), rows * columns, classifier.num_labels, args.replayed_subsets)
     store = ReplayStore(*size, device=accelerator.device, key=key)
@@ -201,8 +212,9 @@ def all_patch_features(
     """The frozen backbone's features of a whole data set, float16 [images, N, hidden size] on the CPU."""
     loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
     model.eval()
-    batches = [
-        accelerator.gather_for_metrics(model.patch_features(batch["pixel_values"]).half()).cpu()
-        for batch in tqdm(loader, desc="Features", disable=not accelerator.is_main_process)
-    ]
+    with accelerator.autocast():
+        batches = [
+            accelerator.gather_for_metrics(model.patch_features(batch["pixel_values"]).half()).cpu()
+            for batch in tqdm(loader, desc="Features", disable=not accelerator.is_main_process)
+        ]
     return torch.cat(batches)

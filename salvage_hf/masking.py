@@ -252,6 +252,8 @@ class MaskedClassifier(nn.Module):
             num_patches = (embedded.shape[-2] // self.patch_size) * (embedded.shape[-1] // self.patch_size)
         if subsets.shape[-1] != num_patches:
             raise ValueError(f"subsets have {subsets.shape[-1]} patches, the images have {num_patches}")
+        if subsets.numel() == 0:
+            return embedded.new_zeros(*subsets.shape[:2], self.num_labels)
         subsets = subsets.to(embedded.device)
         if self.masking == "drop":
             return self._dropped(embedded, subsets)
@@ -272,7 +274,8 @@ class MaskedClassifier(nn.Module):
                 outputs.append(self._empty_logits(tokens[:1, :num_prefix]).expand(len(group), -1))
                 continue
             for part in group.split(max(1, self.chunk_size // (num_prefix + size))):
-                visible = rows[part].nonzero()[:, 1].view(len(part), size) + num_prefix
+                # Visible patches first, in raster order; nonzero would wait for the device to count them.
+                visible = rows[part].byte().argsort(dim=-1, descending=True, stable=True)[:, :size] + num_prefix
                 visible = torch.cat([prefix.expand(len(part), -1), visible], dim=1)  # [rows, P + s]
                 seen = tokens[image_of_row[part, None], visible]  # [rows, P + s, D]
                 outputs.append(self._tower[0](seen).logits)
@@ -334,8 +337,8 @@ def _classifier_names(config) -> set[str]:
 
 
 def activation(logits: torch.Tensor) -> torch.Tensor:
-    """Probabilities [..., K]: softmax, or sigmoid where K = 1."""
-    return logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(dim=-1)
+    """Probabilities [..., K] in float32, whatever the logits are in: softmax, or sigmoid where K = 1."""
+    return logits.float().sigmoid() if logits.shape[-1] == 1 else logits.float().softmax(dim=-1)
 
 
 def target_probability(probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -5,20 +5,21 @@ run continues bit for bit (on a CPU) where the checkpoint was written. Global ba
 processes.
 """
 
+import functools
 import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, find_executable_batch_size, set_seed
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -43,6 +44,7 @@ _FREE = {
     "checkpointing_steps",
     "checkpoints_total_limit",
     "resume_from_checkpoint",
+    "auto_find_batch_size",
     "dataloader_num_workers",
     "per_device_eval_batch_size",
     "with_tracking",
@@ -92,6 +94,9 @@ class LoopArguments:
     )
     checkpoints_total_limit: int = arg(2, "How many checkpoints are kept.")
     resume_from_checkpoint: str | None = arg(None, "A checkpoint folder, or 'latest' of --output_dir.")
+    auto_find_batch_size: bool = arg(
+        False, "Where memory is short, take smaller batches and accumulate more: optimizer steps stay as large."
+    )
     dataloader_num_workers: int = arg(0, "Processes that load images.")
     seed: int = arg(0, "Seed of everything random.")
     with_tracking: bool = arg(False, "Log to experiment trackers.")
@@ -123,6 +128,36 @@ class LoopArguments:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
 
 
+def with_found_batch_size(train: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Decorator of a training function: what --auto_find_batch_size does, by accelerate's own finder.
+
+    A smaller batch divides the one asked for, so that accumulation makes up for it exactly; the run begins anew.
+    """
+
+    @functools.wraps(train)
+    def run(args):
+        if not args.auto_find_batch_size:
+            return train(args)
+        largest = args.per_device_train_batch_size
+        sizes = iter([size for size in range(largest - 1, 0, -1) if largest % size == 0] + [0])
+
+        def attempt(batch_size: int) -> dict[str, Any]:
+            if batch_size < largest:
+                logger.warning("Memory is short: per_device_train_batch_size=%d", batch_size)
+            return train(
+                replace(
+                    args,
+                    per_device_train_batch_size=batch_size,
+                    per_device_eval_batch_size=min(batch_size, args.per_device_eval_batch_size),
+                    gradient_accumulation_steps=args.gradient_accumulation_steps * (largest // batch_size),
+                )
+            )
+
+        return find_executable_batch_size(attempt, largest, lambda: next(sizes))()
+
+    return run
+
+
 def make_accelerator(args: LoopArguments) -> Accelerator:
     """The accelerator of a run; device, precision and processes come from `accelerate launch`."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -130,7 +165,7 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=args.report_to if args.with_tracking else None,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / TRACKER_LOGS)),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed, non_blocking=True),
     )
     logging.getLogger("salvage_hf").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     set_seed(args.seed)
@@ -208,6 +243,8 @@ def fit(
         shuffle=True,
         drop_last=True,
         num_workers=args.dataloader_num_workers,
+        persistent_workers=args.dataloader_num_workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
     )
     if len(loader) < accelerator.num_processes:
         raise ValueError(

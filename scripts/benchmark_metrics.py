@@ -2,6 +2,8 @@
 
 1. Over many images: the total standard error of the mean R-SRG with a budget, beside that of the paper's protocol, of
    which the part between images is taken from the budgeted run and the part of the draws from two draws at every size.
+   From the same draws: what the explainer's u(S) would save as a control variate, the variance of v(S) - u(S) in units
+   of that of v(S).
 2. Of single images: the error with a budget beside that of as many independent draws (a size ~ U{1..N}, then a weighted
    subset of that size), both as standard deviations over repetitions with other seeds.
 """
@@ -12,12 +14,12 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import AutoImageProcessor, AutoModel, HfArgumentParser
 
 from salvage_hf import MaskedClassifier, attribution_methods, subsets
 from salvage_hf.data import ProcessedImages, load_images
 from salvage_hf.faithfulness import mean_and_stderr, relative_scores
-from salvage_hf.masking import target_probability, value_at
+from salvage_hf.masking import activation, target_probability, value_at
 from salvage_hf.training import arg, check_writable
 
 PROTOCOL_MASKS = 128
@@ -53,18 +55,21 @@ def independent_scores(v, pixel_values, attributions, targets, budget, seed) -> 
     return means[0] - means[1]
 
 
-def protocol_draw_variance(v, pixel_values, attributions, targets, seed) -> torch.Tensor:
-    """Variance [B] of R-SRG by Algorithm 2 with independent draws at every size, from two of them."""
+def protocol_draw_variance(v, explainer, pixel_values, attributions, targets, seed) -> torch.Tensor:
+    """Variance [B, 2] of R-SRG by Algorithm 2, independent draws at every size, from two of them: of v and of v - u."""
     num_patches = attributions.shape[1]
     weights = subsets.min_max_weights(attributions)
     generator = torch.Generator(device=attributions.device).manual_seed(seed)
     sizes = torch.arange(1, num_patches, device=attributions.device).repeat(2)
-    value, variance = value_at(v, pixel_values), torch.zeros(len(weights), device=attributions.device)
+    value, variance = value_at(v, pixel_values), torch.zeros(len(weights), 2, device=attributions.device)
+    output = explainer(pixel_values)
     for direction in (weights, 1 - weights):
         orders = subsets.weighted_orders(direction, len(sizes), generator=generator)
         drawn = subsets.positions(orders) < sizes[:, None]
-        predictions = target_probability(value(drawn), targets).unflatten(1, (2, -1))
-        variance += predictions.var(dim=1).sum(dim=1) / num_patches**2 / PROTOCOL_MASKS
+        predictions = target_probability(value(drawn), targets)
+        explained = target_probability(activation(explainer.subset_logits(output, drawn)), targets)
+        both = torch.stack([predictions, predictions - explained], dim=1).unflatten(2, (2, -1))  # [B, 2, 2, N - 1]
+        variance += both.var(dim=2).sum(dim=2) / num_patches**2 / PROTOCOL_MASKS
     return variance
 
 
@@ -74,7 +79,8 @@ def main() -> None:
     v = MaskedClassifier.from_pretrained(args.model_name_or_path).to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
     images = ProcessedImages(load_images(folder=args.validation_dir), processor, v.config)
-    method = attribution_methods.load("salvage", classifier=v, explainer=args.explainer)
+    explainer = AutoModel.from_pretrained(args.explainer, dtype=torch.float32).to(v.device).eval()
+    method = attribution_methods.load("salvage", classifier=v, explainer=explainer)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[: args.num_images]
 
     scores, draw_variances = [], []
@@ -83,19 +89,22 @@ def main() -> None:
         scores.append(
             relative_scores(v, pixel_values, maps, targets, budget=args.budget, seed=args.seed, ids=part.to(v.device))
         )
-        draw_variances.append(protocol_draw_variance(v, pixel_values, maps, targets, args.seed))
+        with torch.no_grad():
+            draw_variances.append(protocol_draw_variance(v, explainer, pixel_values, maps, targets, args.seed))
     r_srg = torch.cat([part.r_srg for part in scores])
     within = torch.cat([part.r_srg_stderr for part in scores]).square().mean().item()
     mean, stderr = mean_and_stderr(r_srg)
     between = max(0.0, r_srg.var().item() - within)
-    of_protocol = ((between + torch.cat(draw_variances).mean().item()) / len(r_srg)) ** 0.5
+    draw_variance, residual_variance = torch.cat(draw_variances).mean(dim=0).tolist()
+    of_protocol = ((between + draw_variance) / len(r_srg)) ** 0.5
     num_patches = maps.shape[1]
     protocol_forwards = 2 * PROTOCOL_MASKS * (num_patches - 1) + 1
     forwards = int(scores[0].num_forwards[0])
     print(
         f"{len(r_srg)} images: R-SRG {mean:.4f} with a total standard error of {stderr:.4f} from {forwards} forwards "
         f"an image; the protocol's {protocol_forwards} would give {of_protocol:.4f} (ratio of the errors "
-        f"{stderr / of_protocol:.3f}, of the forwards {forwards / protocol_forwards:.4f})"
+        f"{stderr / of_protocol:.3f}, of the forwards {forwards / protocol_forwards:.4f})\n"
+        f"variance of v - u in units of that of v: {residual_variance / draw_variance:.3f}"
     )
 
     pixel_values, targets, maps = explained(images, chosen[: args.num_single_images], method, v.device)
@@ -117,6 +126,7 @@ def main() -> None:
             "protocol_stderr": of_protocol,
             "forwards": forwards,
             "protocol_forwards": protocol_forwards,
+            "control_variate_ratio": residual_variance / draw_variance,
         },
         "single_images": {"budgeted_error": errors[0], "independent_error": errors[1]},
     }

@@ -64,6 +64,7 @@ def test_metrics(run_script):
     results = run_script("benchmark_metrics.py", *run_script.explainer, *run_script.images, *sizes)
     many, single = results["many_images"], results["single_images"]
     assert many["forwards"] == 61
+    assert many["control_variate_ratio"] > 0
     assert many["protocol_forwards"] == 2 * 128 * 15 + 1
     assert 0 < many["protocol_stderr"] < 1.2 * many["stderr"]
     assert 0 < single["budgeted_error"] < single["independent_error"]
@@ -91,3 +92,11 @@ def test_masking(run_script):
     results = run_script("benchmark_masking.py", "--grids", "4", "--rows_per_size", "2", "--rounds", "2")
     assert results[0]["largest_difference"] < 1e-4
     assert math.isfinite(results[0]["ratio"])
+
+
+def test_memory(run_script):
+    # one number of subsets: every figure starts a process
+    words = ["--grid", "4", "--num_images", "2", "--num_subsets", "8", "--chunk_size", "64"]
+    results = run_script("benchmark_memory.py", *words)
+    assert set(results) == {"v(S)", "R-SRG, budget", "R-SRG, n_masks x 4", "SRG"}
+    assert all(set(sizes) == {"8"} for sizes in results.values())

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, PretrainedConfig
 
-from salvage_hf.data import ProcessedImages, image_names, load_images, match_labels, open_image
+from salvage_hf.data import ProcessedImages, image_names, load_images, match_labels, open_image, random_view
 
 
 @pytest.fixture(autouse=True)
@@ -316,3 +316,34 @@ def test_the_mapping_is_told(folder, processor, caplog, labels, shown):
     with caplog.at_level(logging.INFO, "salvage_hf.data"):
         ProcessedImages(load_images(folder=str(folder)), processor, config_with(*labels))
     assert shown in caplog.text
+
+
+def test_views_are_the_image_and_the_same_random_parts_of_it_in_any_batch(folder, processor):
+    dataset = load_images(folder=str(folder))
+    config = config_with("tench", "english_springer")
+    images, views = (
+        ProcessedImages(dataset, processor, config),
+        ProcessedImages(dataset, processor, config, num_views=3),
+    )
+    assert len(views) == 18
+    for index in range(6):
+        assert torch.equal(views[index]["pixel_values"], images[index]["pixel_values"])
+    batch = views.__getitems__([17, 7, 11])
+    assert [item["ids"] for item in batch] == [17, 7, 11]
+    assert [item["labels"] for item in batch] == [images.labels[i] for i in (5, 1, 5)]
+    for item in batch:
+        assert torch.equal(item["pixel_values"], views[item["ids"]]["pixel_values"])
+    assert not torch.equal(views[11]["pixel_values"], views[17]["pixel_values"])
+    other = ProcessedImages(dataset, processor, config, num_views=3, seed=1)
+    assert not torch.equal(other[11]["pixel_values"], views[11]["pixel_values"])
+
+
+def test_a_random_view_is_a_part_of_the_picture():
+    columns = np.arange(200, dtype=np.uint8)[None, :, None].repeat(100, 0).repeat(3, 2)
+    for numbers in np.random.default_rng(0).random((50, 4)):
+        view = np.asarray(random_view(Image.fromarray(columns), *numbers))
+        height, width = view.shape[:2]
+        assert 0.49 <= height * width / (100 * 200) <= 1
+        assert abs(width / height - 2) < 0.05
+        steps = np.diff(view[0, :, 0].astype(int))
+        assert (steps == (-1 if numbers[3] < 0.5 else 1)).all()

@@ -672,3 +672,9 @@ def test_targets_out_of_range():
     for targets, num_labels in (([0, 3], 3), ([-1], 3), ([2], 1)):
         with pytest.raises(ValueError, match=f"targets contain {targets[-1]}; .* 0..{max(num_labels, 2) - 1}"):
             check_targets(torch.tensor(targets), num_labels)
+
+
+@pytest.mark.parametrize("masking", ["drop", "mean"])
+def test_no_subsets_have_no_values(tiny_classifier, masking):
+    v = masked(tiny_classifier("dinov2"), masking)
+    assert v.logits(torch.zeros(2, 3, 16, 16), torch.zeros(2, 0, N, dtype=torch.bool)).shape == (2, 0, 3)

@@ -397,20 +397,47 @@ def test_mixed_precision(arguments, data, monkeypatch, tmp_path, kind):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
+def test_smaller_batches_where_memory_is_short(arguments, monkeypatch, tmp_path):
+    """Batches of 4 and 2 run out of memory; what is left is 1, and 4 of them a step."""
+    forward = SalvageModel.forward
+    tried = []
+
+    def short_of_memory(self, pixel_values=None, **inputs):
+        tried.append(len(pixel_values))
+        if self.training and len(pixel_values) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(self, pixel_values, **inputs)
+
+    monkeypatch.setattr(SalvageModel, "forward", short_of_memory)
+    found = train_explainer(arguments(auto_find_batch_size=True, max_train_steps=2, sampling="uniform"))
+    assert tried[:3] == [4, 2, 1]
+    progress = json.loads((tmp_path / "run" / "step_2" / "progress.json").read_text())["arguments"]
+    assert (progress["per_device_train_batch_size"], progress["gradient_accumulation_steps"]) == (1, 4)
+    assert np.isfinite(found["train_loss"])
+    forget_accelerators()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_explainer(arguments(max_train_steps=2))
+
+
 # Replayed values
 
 
-def test_what_is_kept_is_what_the_classifier_says(arguments, data, tmp_path):
-    args = arguments(new_subsets=2, replayed_subsets=6, max_train_steps=12, sampling="uniform")
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_what_is_kept_is_what_the_classifier_says(arguments, data, tmp_path, num_views):
+    args = arguments(new_subsets=2, replayed_subsets=6, max_train_steps=12, sampling="uniform", num_views=num_views)
     train_explainer(args)
     kept = load_file(tmp_path / "run" / "replay.safetensors")
     train_images = len(list((data / "train").rglob("*.png")))
     assert kept["written"].sum() == 12 * 4 * 2
     v = MaskedClassifier.from_pretrained(args.model_name_or_path)
     images = ProcessedImages(
-        load_images(folder=args.train_dir), AutoImageProcessor.from_pretrained(v.config._name_or_path)
+        load_images(folder=args.train_dir),
+        AutoImageProcessor.from_pretrained(v.config._name_or_path),
+        num_views=num_views,
+        seed=args.seed,
     )
-    assert len(kept["written"]) == len(images) == train_images
+    assert len(kept["written"]) == len(images) == train_images * num_views
+    assert f"\n{train_images} images" in (tmp_path / "run" / "README.md").read_text()
     bits = (kept["subsets"][..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
     for image in range(len(images)):
         number = min(int(kept["written"][image]), 6)
@@ -710,6 +737,7 @@ def test_wrong_arguments_are_told(arguments, changes, message):
         ({"checkpointing_steps": "often"}, "checkpointing_steps='often' is neither a number of steps nor 'epoch'"),
         ({"train_val_split": 1.0}, "train_val_split must lie between 0 and 1, got 1.0"),
         ({"new_subsets": 0}, "must not be negative nor both 0, got 0 and 0"),
+        ({"num_views": 0}, "num_views must be at least 1, got 0"),
         ({"new_subsets": -1, "replayed_subsets": 4}, "must not be negative nor both 0, got -1 and 4"),
         ({"new_subsets": 4, "replayed_subsets": 2}, "replayed_subsets=2 is fewer than new_subsets=4"),
         ({"new_subsets": 0, "replayed_subsets": 2}, "new_subsets=0 needs replay_from"),
