@@ -24,7 +24,7 @@ class SalvageOutput(ModelOutput):
         logits: [B, K], u(N) before softmax or sigmoid: the prediction of the explainer itself (eq. 6).
         attributions: [B, N, K], `positive_values - negative_values`: the Shapley value of each patch for each class.
         positive_values: [B, N, K], phi+ of eq. 3.
-        negative_values: [B, N, K], phi- of eq. 3.
+        negative_values: [B, N, K], phi- of eq. 3; zeros without `paired_values`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -63,7 +63,7 @@ class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
 
 
 class SalvageMaskTransformer(nn.Module):
-    """Segmenter's mask transformer (Strudel et al., 2021) with two class tokens per class, for phi+ and phi-.
+    """Segmenter's mask transformer (Strudel et al., 2021) with two class tokens per class, for phi+ and phi-, or one.
 
     Unlike Segmenter there is no normalisation over the classes at the end: it would force unit variance on every
     patch, background included.
@@ -72,9 +72,10 @@ class SalvageMaskTransformer(nn.Module):
     def __init__(self, config):
         super().__init__()
         hidden_size = config.head_hidden_size
-        self.num_labels = config.num_labels
+        self.num_labels, self.paired_values = config.num_labels, config.paired_values
+        num_tokens = (2 if config.paired_values else 1) * config.num_labels
         self.input_projection = nn.Linear(config.backbone_config.hidden_size, hidden_size)
-        self.class_embeddings = nn.Parameter(torch.empty(1, 2 * config.num_labels, hidden_size))
+        self.class_embeddings = nn.Parameter(torch.empty(1, num_tokens, hidden_size))
         self.layers = nn.ModuleList(SalvageMaskTransformerLayer(config) for _ in range(config.head_num_layers))
         self.layernorm = nn.LayerNorm(hidden_size)
         self.patch_projection = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -83,13 +84,16 @@ class SalvageMaskTransformer(nn.Module):
     def forward(self, patch_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch_size, num_patches, _ = patch_features.shape
         class_tokens = self.class_embeddings.expand(batch_size, -1, -1)
-        hidden_states = torch.cat([self.input_projection(patch_features), class_tokens], dim=1)  # [B, N + 2K, D]
+        # [B, N + 2K, D], or [B, N + K, D]
+        hidden_states = torch.cat([self.input_projection(patch_features), class_tokens], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
         hidden_states = self.layernorm(hidden_states)
         patches = self.patch_projection(hidden_states[:, :num_patches])
         classes = self.class_projection(hidden_states[:, num_patches:])
-        values = patches @ classes.transpose(1, 2) * classes.shape[-1] ** -0.5  # [B, N, 2K]
+        values = patches @ classes.transpose(1, 2) * classes.shape[-1] ** -0.5  # [B, N, 2K], or [B, N, K]
+        if not self.paired_values:
+            return values.float(), torch.zeros_like(values, dtype=torch.float32)
         # Values are summed over all patches: in half precision the sum of some hundreds would lose the differences.
         positive, negative = values.float().split(self.num_labels, dim=-1)
         if self.num_labels > 1:

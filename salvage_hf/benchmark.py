@@ -31,6 +31,7 @@ class BenchmarkArguments:
 
     model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
     explainer: str = arg("", "The Salvage model, for the method salvage: a name on the Hub or a folder.")
+    vit_shapley: str = arg("", "The ViT-Shapley model, for the method vit_shapley.")
     methods: list[str] = field(
         default_factory=lambda: ["salvage", "last_attention", "attention_rollout", "random"],
         metadata={"help": f"Methods to compare: {', '.join(attribution_methods.REGISTRY)}."},
@@ -58,6 +59,8 @@ class BenchmarkArguments:
             )
         if "salvage" in self.methods and not self.explainer:
             raise ValueError("the method salvage needs explainer=, a Salvage model")
+        if "vit_shapley" in self.methods and not self.vit_shapley:
+            raise ValueError("the method vit_shapley needs vit_shapley=, a model trained by its objective")
 
 
 def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
@@ -83,10 +86,13 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     loader = DataLoader(Subset(images, chosen), batch_size=args.per_device_eval_batch_size)
     loader = accelerator.prepare(loader)
 
-    explainer, weights = None, None
-    if "salvage" in args.methods:
-        explainer = AutoModel.from_pretrained(args.explainer, dtype=torch.float32).to(accelerator.device).eval()
-        weights = fingerprint(explainer)
+    paths = {"salvage": args.explainer, "vit_shapley": args.vit_shapley}
+    explainers = {
+        name: AutoModel.from_pretrained(path, dtype=torch.float32).to(accelerator.device).eval()
+        for name, path in paths.items()
+        if name in args.methods
+    }
+    weights = {name: fingerprint(explainer) for name, explainer in explainers.items()}
 
     names = image_names(dataset, args.image_column_name)
     measured = {
@@ -103,16 +109,18 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     }
     path = Path(args.output_dir) / "results.json"
     results: dict[str, Any] = earlier_results(path, measured) or {**measured, "methods": {}}
-    if explainer is not None and results.get("classification", {}).get("weights") != weights:
+    explainer = explainers.get("salvage")
+    if explainer is not None and results.get("classification", {}).get("weights") != weights["salvage"]:
         everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
-        results["classification"] = {**classification(accelerator, v, explainer, everything), "weights": weights}
-    options_of: dict[str, dict[str, Any]] = {
-        "salvage": {"explainer": explainer},
-        "rise": {"num_masks": args.rise_masks},
-    }
+        results["classification"] = {
+            **classification(accelerator, v, explainer, everything),
+            "weights": weights["salvage"],
+        }
+    options_of: dict[str, dict[str, Any]] = {name: {"explainer": model} for name, model in explainers.items()}
+    options_of["rise"] = {"num_masks": args.rise_masks}
     for name in args.methods:
         options = options_of.get(name, {})
-        made_with = {"explainer": weights} if name == "salvage" else options
+        made_with = {"explainer": weights[name]} if name in weights else options
         if name in results["methods"] and results["methods"][name]["made_with"] == made_with:
             logger.info("%s is done already", name)
             continue

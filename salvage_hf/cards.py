@@ -47,6 +47,8 @@ def write_explainer_card(
         title=repository.split("/")[-1],
         repository=repository,
         classifier=classifier,
+        objective=args.objective,
+        paired_values=config.paired_values,
         num_train_images=num_train_images,
         num_eval_images=num_eval_images,
         step=results["step"],

@@ -15,7 +15,7 @@ from .data import ProcessedImages, image_names
 from .faithfulness import rank_scores
 from .masking import MASKINGS, MaskedClassifier, digest, fingerprint, predicted_targets, target_attributions
 from .modeling import SalvageModel
-from .objectives import OBJECTIVES, jensen_shannon
+from .objectives import OBJECTIVES
 from .replay import ReplayStore
 from .training import REPLAY_FILE, LoopArguments, arg, fit, load_splits, make_accelerator, with_found_batch_size
 
@@ -27,7 +27,12 @@ class ExplainerArguments(LoopArguments):
     model_name_or_path: str = arg("", "The frozen classifier to explain: a name on the Hub or a folder.")
     masking: str = arg("drop", f"How patches are hidden from the classifier: {', '.join(MASKINGS)}.")
     objective: str = arg("salvage", f"What is minimised: {', '.join(OBJECTIVES)}.")
-    sampling: str = arg("guided", "Subsets: guided by the attributions (Algorithm 3), or uniform.")
+    sampling: str = arg(
+        "guided", "Subsets: guided by the attributions (Algorithm 3), or uniform: by the objective's own law."
+    )
+    shapley_sampler: str = arg(
+        "exact", "That of ViT-Shapley and FastSHAP: exact, or as published, whose sizes stray from the kernel's."
+    )
     new_subsets: int = arg(32, "Subsets an image and step whose values the classifier computes.")
     replayed_subsets: int = arg(
         0, "Earlier subsets an image and step, the last ones: guided by the scores of their time."
@@ -41,7 +46,12 @@ class ExplainerArguments(LoopArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {"objective": tuple(OBJECTIVES), "sampling": ("guided", "uniform"), "target": ("label", "predicted")}
+        choices = {
+            "objective": tuple(OBJECTIVES),
+            "sampling": ("guided", "uniform"),
+            "shapley_sampler": ("exact", "published"),
+            "target": ("label", "predicted"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -79,7 +89,9 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
         train_split, eval_split = load_splits(args)
         train_images = ProcessedImages(train_split, processor, config, *columns, args.num_views, args.seed)
         eval_images = ProcessedImages(eval_split, processor, config, *columns)
-    model = SalvageModel.from_classifier(classifier.classifier).to(accelerator.device)
+    objective = OBJECTIVES[args.objective]
+    model = SalvageModel.from_classifier(classifier.classifier, paired_values=not objective.shapley)
+    model.to(accelerator.device)
     # Never used in a forward pass of visible patches; distributed training would wait for its gradient.
     mask_token = model.backbone.embeddings.mask_token
     if mask_token is not None:
@@ -89,7 +101,6 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
         model.backbone.requires_grad_(False)
         for name, images in (("train", train_images), ("eval", eval_images)):
             features[name] = all_patch_features(accelerator, model, images, args.per_device_eval_batch_size)
-    objective = OBJECTIVES[args.objective]
 
     def explain(model, batch, split):
         if not args.freeze_backbone:
@@ -106,21 +117,33 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
 
     store = make_store(args, accelerator, classifier, processor, train_images) if args.replayed_subsets else None
 
+    def values_of(batch, drawn):
+        """Logits of v(S) [B, M, K], and of both ends [B, 2, K] where the objective needs them, from one embedding."""
+        asked = drawn
+        if objective.shapley:
+            ends = torch.tensor([False, True], device=drawn.device)[:, None].expand(len(drawn), -1, drawn.shape[-1])
+            asked = torch.cat([drawn, ends], dim=1)
+        with accelerator.autocast():
+            logits = classifier.logits(batch["pixel_values"], asked).float()
+        return logits.split([drawn.shape[1], asked.shape[1] - drawn.shape[1]], dim=1)
+
     def compute_loss(model, batch, index):
         output = explain(model, batch, "train")
-        pairs = []  # (subsets, logits of v(S), which of them count)
         if args.new_subsets:
             scores = target_attributions(output.attributions.detach(), targets_of(batch))
             drawn = draw_subsets(args, scores, batch["ids"], index)
-            with accelerator.autocast():
-                target_logits = classifier.logits(batch["pixel_values"], drawn).float()
+        else:
+            drawn = torch.zeros_like(output.attributions[:, None, :, 0], dtype=torch.bool)[:, :0]
+        pairs, ends = [], None  # (subsets, logits of v(S), which of them count)
+        if args.new_subsets or objective.shapley:
+            target_logits, ends = values_of(batch, drawn)
             pairs.append((drawn, target_logits, torch.ones_like(drawn[..., 0])))
         if store is not None:
             pairs.append(store.pairs(batch["ids"]))
             if args.new_subsets:
                 store.append(*accelerator.gather((batch["ids"], drawn, target_logits)))
         visible, target_logits, counted = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
-        losses = objective(accelerator.unwrap_model(model).subset_logits(output, visible), target_logits)
+        losses = objective.loss(accelerator.unwrap_model(model), output, visible, target_logits, ends)
         return ((losses * counted).sum(dim=1) / counted.sum(dim=1)).mean()
 
     eval_loader = accelerator.prepare(DataLoader(eval_images, batch_size=args.per_device_eval_batch_size))
@@ -134,15 +157,15 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
             attributions = target_attributions(output.attributions, targets)
             scores = rank_scores(classifier, batch["pixel_values"], attributions, targets, args.seed, batch["ids"])
             generator = subsets.KeyedGenerator((args.seed, 1), batch["ids"])
-            drawn = subsets.uniform(len(attributions), 8, attributions.shape[1], generator=generator)
-            target_logits = classifier.logits(batch["pixel_values"], drawn)
-            divergence = jensen_shannon(accelerator.unwrap_model(model).subset_logits(output, drawn), target_logits)
+            own_law = subsets.shapley_kernel if objective.shapley else subsets.uniform
+            drawn = own_law(len(attributions), 8, attributions.shape[1], generator=generator)
+            losses = objective.loss(accelerator.unwrap_model(model), output, drawn, *values_of(batch, drawn))
             correct = (predicted_targets(output.logits) == targets).float()
-            row = torch.stack([scores.srg, scores.lif, scores.mif, divergence.mean(dim=1), correct], dim=1)
+            row = torch.stack([scores.srg, scores.lif, scores.mif, losses.mean(dim=1), correct], dim=1)
             rows.append(accelerator.gather_for_metrics(row))
         means = torch.cat(rows).mean(dim=0).tolist()
         hits = "accuracy" if "labels" in batch else "agreement"  # targets are the classifier's own predictions
-        return dict(zip(("srg", "lif", "mif", "js", hits), means, strict=True))
+        return dict(zip(("srg", "lif", "mif", objective.measure, hits), means, strict=True))
 
     def save(model, folder: Path, results: dict[str, Any]):
         model.save_pretrained(folder)
@@ -193,6 +216,8 @@ def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tens
     """
     stream = (args.seed, index)
     shared = subsets.KeyedGenerator(stream, torch.zeros(1, dtype=torch.int64))
+    if OBJECTIVES[args.objective].shapley and args.sampling == "uniform":
+        return _from_shapley_kernel(args, scores, ids, stream, shared)
     # Stratified within each half of Algorithm 3: over all of them, the half drawn by phi would get the small sizes.
     half = (args.new_subsets + 1) // 2 if args.sampling == "guided" else args.new_subsets
     parts = [half, args.new_subsets - half]
@@ -203,6 +228,21 @@ def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tens
             scores = -scores
         return subsets.attribution_guided(scores, args.new_subsets, generator=generator, sizes=sizes)
     return subsets.uniform(len(scores), args.new_subsets, scores.shape[1], generator=generator, sizes=sizes)
+
+
+def _from_shapley_kernel(
+    args: ExplainerArguments,
+    scores: torch.Tensor,
+    ids: torch.Tensor,
+    stream: tuple[int, int],
+    shared: subsets.KeyedGenerator,
+) -> torch.Tensor:
+    shape = len(scores), args.new_subsets, scores.shape[1]
+    generator = subsets.KeyedGenerator(stream, ids.to(scores.device) + 1)
+    if args.shapley_sampler == "published":
+        return subsets.shapley_kernel_published(*shape, generator=generator)
+    sizes = subsets.shapley_kernel_sizes(1, (args.new_subsets + 1) // 2, shape[2], generator=shared)[0]
+    return subsets.shapley_kernel(*shape, generator=generator, sizes=sizes)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -48,11 +48,24 @@ class _TokensAsInput(nn.Module):
         return tokens
 
 
-def _with_submodule(module: nn.Module, name: str, submodule: nn.Module) -> nn.Module:
-    """A shallow copy of a module (same parameters, same other submodules) with one submodule exchanged."""
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def with_submodule(module: _Module, path: str, submodule: nn.Module) -> _Module:
+    """A shallow copy of a module (same parameters, same other submodules) with the one at a dotted path exchanged."""
+    name, _, rest = path.partition(".")
     twin = copy.copy(module)
-    twin._modules = {**module._modules, name: submodule}
+    twin._modules = {
+        **module._modules,
+        name: with_submodule(module.get_submodule(name), rest, submodule) if rest else submodule,
+    }
     return twin
+
+
+def on_tokens(classifier: PreTrainedModel) -> nn.Module:
+    """A view of a vision transformer that takes embedded tokens [B, P + N, D] for pixels."""
+    path = f"{classifier.base_model_prefix}.embeddings"
+    return with_submodule(classifier, path, _TokensAsInput(classifier.get_submodule(path)))
 
 
 class MaskedClassifier(nn.Module):
@@ -119,9 +132,7 @@ class MaskedClassifier(nn.Module):
         # A second view of the same model; not registered, or its parameters would be saved and moved twice.
         self._tower = []
         if masking in ("drop", "mask_token"):
-            base = classifier.base_model
-            on_tokens = _with_submodule(base, "embeddings", _TokensAsInput(base.get_submodule("embeddings")))
-            self._tower.append(_with_submodule(classifier, classifier.base_model_prefix, on_tokens))
+            self._tower.append(on_tokens(classifier))
 
     @classmethod
     def from_pretrained(
@@ -170,9 +181,18 @@ class MaskedClassifier(nn.Module):
     @property
     def num_prefix_tokens(self) -> int:
         """P, the tokens before the patches: CLS, registers, distillation."""
+        return self.check_tokens().num_prefix_tokens(self.config)
+
+    def check_tokens(self) -> _Family:
+        """The classifier's family; ValueError where it is no vision transformer of a known one."""
         if self._family is None:
             raise ValueError(f"a {self.config.model_type} model has no tokens; needed is one of {', '.join(_FAMILIES)}")
-        return self._family.num_prefix_tokens(self.config)
+        return self._family
+
+    @property
+    def pools_patches(self) -> bool:
+        """Whether the head sees the mean of the patches beside CLS, as DINOv2's does."""
+        return bool(self._family and self._family.pools_patches)
 
     def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches of these images [B, C, H, W]."""
@@ -200,20 +220,24 @@ class MaskedClassifier(nn.Module):
             return torch.stack([gaussian_blur(pixel_values, self.patch_size), pixel_values], dim=1)
         if not self._tower:
             return pixel_values
+        tokens = self.embed_tokens(pixel_values)
+        if self.masking == "drop":
+            return tokens
+        everything = torch.ones(
+            pixel_values.shape[0], self._num_patches_of(tokens), dtype=torch.bool, device=tokens.device
+        )
+        hidden = self.classifier.base_model.embeddings(pixel_values, bool_masked_pos=everything)
+        return torch.stack([hidden, tokens], dim=1)
+
+    def embed_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
         height, width = _two_sides(self.config.image_size)
         if self._family and self._family.fixed_positions and pixel_values.shape[-2:] != (height, width):
             raise ValueError(
                 f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels; the positions of this "
                 f"{self.config.model_type} model are for {height} x {width}"
             )
-        embeddings = self.classifier.base_model.embeddings
-        tokens = embeddings(pixel_values)
-        if self.masking == "drop":
-            return tokens
-        everything = torch.ones(
-            pixel_values.shape[0], self._num_patches_of(tokens), dtype=torch.bool, device=tokens.device
-        )
-        return torch.stack([embeddings(pixel_values, bool_masked_pos=everything), tokens], dim=1)
+        return self.classifier.base_model.embeddings(pixel_values)
 
     def _num_patches_of(self, tokens: torch.Tensor) -> int:
         return tokens.shape[-2] - self.num_prefix_tokens
@@ -285,7 +309,7 @@ class MaskedClassifier(nn.Module):
 
     def _empty_logits(self, prefix_tokens: torch.Tensor) -> torch.Tensor:
         """v of the empty subset, the same for every image: [1, P, D] -> [1, K]. A mean over no patches is zero."""
-        if not (self._family and self._family.pools_patches):
+        if not self.pools_patches:
             return self._tower[0](prefix_tokens).logits
         cls = getattr(self._tower[0], self.classifier.base_model_prefix)(prefix_tokens).last_hidden_state[:, 0]
         return self.classifier.classifier(torch.cat([cls, torch.zeros_like(cls)], dim=-1))

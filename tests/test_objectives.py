@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from salvage_hf.objectives import OBJECTIVES, jensen_shannon
+from salvage_hf.objectives import OBJECTIVES, additive_efficient, jensen_shannon
 
 
 def probabilities(logits):
@@ -125,4 +125,48 @@ def test_computed_in_float32_under_autocast(num_labels, dtype):
 
 
 def test_the_registry_names_the_papers_objective():
-    assert OBJECTIVES["salvage"] is jensen_shannon
+    assert list(OBJECTIVES) == ["salvage", "vit_shapley", "fastshap"]
+
+
+def test_the_salvage_loss_is_the_divergence_of_u_and_v(salvage_model):
+    model = salvage_model()
+    with torch.no_grad():
+        output = model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    subsets = torch.rand(2, 5, 16, generator=torch.Generator().manual_seed(1)) < 0.5
+    logits = random_logits(2, 5, 3)
+    losses = OBJECTIVES["salvage"].loss(model, output, subsets, logits, None)
+    torch.testing.assert_close(losses, jensen_shannon(model.subset_logits(output, subsets), logits))
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+@pytest.mark.parametrize("name", ["vit_shapley", "fastshap"])
+def test_shapley_losses_equal_their_definition(salvage_model, name, num_labels):
+    model = salvage_model(num_labels=num_labels, paired_values=False)
+    with torch.no_grad():
+        output = model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    subsets = torch.rand(2, 5, 16, generator=torch.Generator().manual_seed(1)) < 0.5
+    logits, ends = random_logits(2, 5, num_labels), random_logits(2, 2, num_labels, seed=2)
+    losses = OBJECTIVES[name].loss(model, output, subsets, logits, ends)
+
+    def v(of):  # probabilities; with one label that of label 1
+        return probabilities(of)[..., 1:] if num_labels == 1 else probabilities(of)
+
+    for image in range(2):
+        empty, full = v(ends[image, 0]), v(ends[image, 1])
+        for m in range(5):
+            error = 0.0
+            for k in range(num_labels):
+                phi = output.attributions[image, :, k].double().tolist()
+                if name == "vit_shapley":
+                    gap = float(full[k] - empty[k]) - sum(phi)
+                    phi = [value + gap / 16 for value in phi]
+                predicted = float(empty[k]) + sum(p for p, shown in zip(phi, subsets[image, m], strict=True) if shown)
+                error += (float(v(logits[image, m])[k]) - predicted) ** 2 / num_labels
+            assert losses[image, m].item() == pytest.approx(16 * error, rel=1e-4)
+
+
+def test_additive_efficient_values_sum_to_the_difference_of_the_ends():
+    values, full, empty = random_logits(2, 9, 3), random_logits(2, 3, seed=1), random_logits(2, 3, seed=2)
+    moved = additive_efficient(values, full, empty)
+    torch.testing.assert_close(moved.sum(dim=1), full - empty)
+    torch.testing.assert_close((moved - values).std(dim=1), torch.zeros(2, 3), rtol=0, atol=1e-6)

@@ -40,3 +40,5 @@ assert results["num_forwards"] <= 2 * 160
 def test_the_readme_names_methods_that_there_are():
     names = re.search(r"--methods ([a-z_ ]+)", README).group(1).split()
     assert set(names) <= set(attribution_methods.REGISTRY)
+    listed = README[README.index("Methods, for DINOv2") : README.index("Most need")]
+    assert set(re.findall(r"`([a-z_]+)`", listed)) == set(attribution_methods.REGISTRY)

@@ -34,6 +34,7 @@ from transformers import (
 from salvage_hf import MaskedClassifier, SalvageModel, explainer_training, training
 from salvage_hf.data import ProcessedImages, load_images
 from salvage_hf.explainer_training import ExplainerArguments, all_patch_features, draw_subsets, train_explainer
+from salvage_hf.objectives import Objective
 from salvage_hf.training import LoopArguments, checkpoints, load_checkpoint, make_accelerator
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
@@ -264,6 +265,9 @@ def test_the_model_of_a_run_loads_and_scores_what_was_recorded(straight, data):
         {"model_name_or_path": "one_label"},
         {"model_name_or_path": "one_label", "target": "predicted", "freeze_backbone": True},
         {"masking": "mean", "dataloader_num_workers": 1},
+        {"objective": "vit_shapley", "sampling": "uniform", "replayed_subsets": 8},
+        {"objective": "vit_shapley", "sampling": "guided", "model_name_or_path": "one_label"},
+        {"objective": "fastshap", "sampling": "uniform", "shapley_sampler": "published", "new_subsets": 5},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
@@ -274,9 +278,15 @@ def test_other_kinds_of_runs(arguments, data, straight, changes):
     assert results["step"] == 4
     assert np.isfinite([row["train_loss"] for row in results["history"]]).all()
     model = AutoModel.from_pretrained(results_folder := arguments().output_dir)
+    paired = changes.get("objective", "salvage") == "salvage"
+    assert ("eval_js" in results) is paired
+    assert ("eval_mse" in results) is not paired
+    card = (Path(results_folder) / "README.md").read_text()
+    assert ("A Salvage explainer of" in card) is paired
     start = SalvageModel.from_classifier(
-        MaskedClassifier.from_pretrained(arguments(**changes).model_name_or_path).classifier
+        MaskedClassifier.from_pretrained(arguments(**changes).model_name_or_path).classifier, paired_values=paired
     )
+    assert model.config.paired_values is paired
     moved = {
         part: max(
             (p - q).abs().max().item()
@@ -700,7 +710,8 @@ def test_latest_without_a_checkpoint(arguments):
 
 
 def test_a_loss_that_is_not_a_number_stops_before_anything_is_written(arguments, monkeypatch, tmp_path):
-    monkeypatch.setitem(explainer_training.OBJECTIVES, "salvage", lambda u, v: (u - v).sum(-1) * float("nan"))
+    broken = Objective(lambda model, output, subsets, logits, ends: output.logits[:, :1] * float("nan"), "js")
+    monkeypatch.setitem(explainer_training.OBJECTIVES, "salvage", broken)
     with pytest.raises(FloatingPointError, match="the loss is nan before step 1: lower --learning_rate"):
         train_explainer(arguments(checkpointing_steps=1, validation_steps=1))
     assert files_of(tmp_path / "run") == set()

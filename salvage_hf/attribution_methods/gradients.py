@@ -1,0 +1,121 @@
+"""Methods that take gradients of the target's logit: by pixel (saliency and its kin) or by feature map (GradCAM)."""
+
+import torch
+
+from ..masking import MaskedClassifier
+from ..subsets import KeyedGenerator, image_keys
+from .activations import features_of, model_with_feature_grid
+from .registry import Method, patch_sums, register, target_logits
+
+
+def _pixel_gradients(classifier: MaskedClassifier, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Gradient of the target's logit by the pixels, [B, C, H, W]."""
+    pixel_values = pixel_values.detach().to(classifier.device).requires_grad_()
+    with torch.enable_grad():
+        score = target_logits(classifier.classifier(pixel_values).logits, targets.to(classifier.device))
+        return torch.autograd.grad(score.sum(), pixel_values)[0]
+
+
+@register("saliency", title="Saliency", needs="gradients", source="Simonyan et al., 2014")
+def saliency(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """Saliency: the largest absolute gradient over the channels of a pixel, summed over the pixels of a patch."""
+
+    def attribute(pixel_values, targets):
+        gradients = _pixel_gradients(classifier, pixel_values, targets)
+        return patch_sums(gradients.abs().amax(dim=1), classifier.patch_size)
+
+    return attribute
+
+
+@register("smoothgrad", title="SmoothGrad", needs="gradients", source="Smilkov et al., 2017")
+def smoothgrad(classifier: MaskedClassifier, seed: int = 0, num_samples: int = 50, noise_level: float = 0.15) -> Method:
+    """SmoothGrad: the mean gradient over noisy copies of the image, then as saliency.
+
+    Args:
+        classifier: the classifier to explain.
+        seed: seed of the noise.
+        num_samples: noisy copies.
+        noise_level: standard deviation of the Gaussian noise, as a share of the image's range of values.
+    """
+
+    def attribute(pixel_values, targets):
+        pixel_values = pixel_values.to(classifier.device)
+        generator = KeyedGenerator((seed, 1), image_keys(pixel_values))
+        span = pixel_values.amax(dim=(1, 2, 3)) - pixel_values.amin(dim=(1, 2, 3))
+        total = torch.zeros_like(pixel_values)
+        for _ in range(num_samples):
+            noise = (2 * generator.uniform(*pixel_values.shape[1:]) - 1).erfinv() * 2**0.5
+            noisy = pixel_values + noise_level * span[:, None, None, None] * noise
+            total += _pixel_gradients(classifier, noisy, targets)
+        return patch_sums((total / num_samples).abs().amax(dim=1), classifier.patch_size)
+
+    return attribute
+
+
+@register("integrated_gradients", title="Int. Grad.", needs="gradients", source="Sundararajan et al., 2017 (captum)")
+def integrated_gradients(classifier: MaskedClassifier, seed: int = 0, num_steps: int = 50) -> Method:
+    """Integrated gradients of the target's logit from the mean colour (zeros), summed over a patch.
+
+    Args:
+        classifier: the classifier to explain.
+        seed: not used.
+        num_steps: points of the Gauss-Legendre quadrature, each a forward and a backward pass.
+    """
+    from captum.attr import IntegratedGradients
+
+    def score(pixel_values, targets):
+        return target_logits(classifier.classifier(pixel_values).logits, targets)
+
+    def attribute(pixel_values, targets):
+        pixel_values, targets = pixel_values.detach().to(classifier.device), targets.to(classifier.device)
+        with torch.enable_grad():
+            attributions = IntegratedGradients(score).attribute(
+                pixel_values, additional_forward_args=targets, n_steps=num_steps, internal_batch_size=len(pixel_values)
+            )
+        return patch_sums(attributions.detach().sum(dim=1), classifier.patch_size)
+
+    return attribute
+
+
+@register("gradcam", title="GradCAM", needs="gradients", source="Selvaraju et al., 2019 (captum)")
+def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """GradCAM on the patch tokens of the last block's first norm: captum's LayerGradCam, ReLU at the end."""
+    from captum.attr import LayerGradCam
+
+    model, grid = model_with_feature_grid(classifier)
+
+    def score(pixel_values, targets):
+        return target_logits(model(pixel_values).logits, targets)
+
+    def attribute(pixel_values, targets):
+        pixel_values, targets = pixel_values.detach().to(classifier.device), targets.to(classifier.device)
+        grid.grid_size = classifier.patch_grid(pixel_values)
+        with torch.enable_grad():
+            maps = LayerGradCam(score, grid.view).attribute(
+                pixel_values, additional_forward_args=targets, relu_attributions=True
+            )
+        return maps.detach().flatten(1)
+
+    return attribute
+
+
+@register("gradcam_plus_plus", title="GradCAM++", needs="gradients", source="Chattopadhay et al., 2018")
+def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """GradCAM++ on the same features: gradients weighted by their own share, of the exponential of the logit."""
+    model, grid = model_with_feature_grid(classifier)
+
+    def attribute(pixel_values, targets):
+        pixel_values, targets = pixel_values.detach().to(classifier.device), targets.to(classifier.device)
+        grid.grid_size = classifier.patch_grid(pixel_values)
+        with torch.enable_grad():
+            features, logits = features_of(model, grid, pixel_values.requires_grad_())
+            gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0]
+        features = features.detach()
+        # Y = exp(score): its derivatives are Y g, Y g^2 and Y g^3, and Y cancels in alpha (eq. 19 of the paper).
+        total = (features * gradients**3).sum(dim=(2, 3), keepdim=True)
+        denominator = 2 * gradients**2 + total
+        alpha = torch.where(denominator != 0, gradients**2 / torch.where(denominator != 0, denominator, 1), 0)
+        weights = (alpha * gradients.relu()).sum(dim=(2, 3), keepdim=True)
+        return (weights * features).sum(dim=1).relu().flatten(1)
+
+    return attribute

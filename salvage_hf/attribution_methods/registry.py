@@ -1,0 +1,66 @@
+"""The registry of attribution methods and what they share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..masking import MaskedClassifier
+
+#: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions [B, N]
+Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What is known about a method; command line, tables and tests are made from it."""
+
+    name: str
+    title: str
+    needs: str  # "nothing", "attention", "activations", "gradients", "masked forwards" or "explainer"
+    source: str
+    build: Callable[..., Method]
+
+
+REGISTRY: dict[str, MethodInfo] = {}
+
+
+def register(name: str, *, title: str, needs: str, source: str):
+    """Decorator: adds a function `(classifier, seed, **options) -> Method` to the registry."""
+
+    def add(build):
+        REGISTRY[name] = MethodInfo(name, title, needs, source, build)
+        return build
+
+    return add
+
+
+def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any) -> Method:
+    """A method for one classifier.
+
+    Args:
+        name: a key of `REGISTRY`.
+        classifier: the classifier to explain.
+        seed: of the methods that draw; the others ignore it.
+        options: of the method itself (`explainer=` for "salvage", `num_masks=` for "rise").
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
+    return REGISTRY[name].build(classifier=classifier, seed=seed, **options)
+
+
+def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What gradient methods explain: the logit of the target, [B, K] and [B] -> [B]; with one label 0 changes the sign.
+
+    The class score before softmax, as CAM and saliency define it.
+    """
+    if logits.shape[-1] == 1:
+        return logits[:, 0] * (2 * targets - 1)
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+def patch_sums(pixel_map: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """A map of pixels summed over each patch: [B, H, W] -> [B, N]."""
+    rows, columns = pixel_map.shape[-2] // patch_size, pixel_map.shape[-1] // patch_size
+    return pixel_map.reshape(len(pixel_map), rows, patch_size, columns, patch_size).sum(dim=(2, 4)).flatten(1)
