@@ -98,5 +98,5 @@ def test_memory(run_script):
     # one number of subsets: every figure starts a process
     words = ["--grid", "4", "--num_images", "2", "--num_subsets", "8", "--chunk_size", "64"]
     results = run_script("benchmark_memory.py", *words)
-    assert set(results) == {"v(S)", "R-SRG, budget", "R-SRG, n_masks x 4", "SRG"}
+    assert set(results) == {"v(S)", "R-SRG, budget", "R-SRG, n_masks x 32", "SRG"}
     assert all(set(sizes) == {"8"} for sizes in results.values())
