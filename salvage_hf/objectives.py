@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -60,14 +61,6 @@ def _shapley_loss(model, output, subsets, logits, ends, normalise: bool) -> torc
     return subsets.shape[-1] * errors.square().mean(dim=-1)
 
 
-def _vit_shapley_loss(model, output, subsets, logits, ends) -> torch.Tensor:
-    return _shapley_loss(model, output, subsets, logits, ends, normalise=True)
-
-
-def _fastshap_loss(model, output, subsets, logits, ends) -> torch.Tensor:
-    return _shapley_loss(model, output, subsets, logits, ends, normalise=False)
-
-
 @dataclass(frozen=True)
 class Objective:
     """What an explainer is trained for.
@@ -87,6 +80,6 @@ class Objective:
 
 OBJECTIVES = {
     "salvage": Objective(_salvage_loss, "js"),
-    "vit_shapley": Objective(_vit_shapley_loss, "mse", shapley=True),
-    "fastshap": Objective(_fastshap_loss, "mse", shapley=True),
+    "vit_shapley": Objective(partial(_shapley_loss, normalise=True), "mse", shapley=True),
+    "fastshap": Objective(partial(_shapley_loss, normalise=False), "mse", shapley=True),
 }

@@ -33,6 +33,10 @@ class KeyedGenerator:
         bits = _mix(self._state[:, None] + _mix(counter * _signed(_GOLDEN)))  # [B, count]
         return ((_shift_right(bits, 41).double() + 0.5) * 2.0**-23).float().reshape(len(self._state), *shape)
 
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal numbers, float32 [B, *shape]."""
+        return (2 * self.uniform(*shape) - 1).erfinv() * 2**0.5
+
 
 _GOLDEN = 0x9E3779B97F4A7C15
 

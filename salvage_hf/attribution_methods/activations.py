@@ -171,7 +171,7 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
             total, coverage = torch.zeros_like(image[0]), torch.zeros_like(image[0])
             masks = masks_of(maps_of_image, tuple(image.shape[-2:]))
             for part in masks[:, None].split(max(1, classifier.chunk_size // (2 * num_tokens))):
-                noise = (2 * generator.uniform(len(part), *image.shape)[0] - 1).erfinv() * 2**0.5 * 0.1 * (1 - part)
+                noise = 0.1 * generator.normal(len(part), *image.shape)[0] * (1 - part)
                 answers = activation(classifier.classifier(torch.cat([part * image + noise, image + noise])).logits)
                 masked, noisy = target_probability(answers[None], target[None])[0].chunk(2)
                 impact = masked - noisy + prediction

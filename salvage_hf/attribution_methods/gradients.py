@@ -44,8 +44,7 @@ def smoothgrad(classifier: MaskedClassifier, seed: int = 0, num_samples: int = 5
         span = pixel_values.amax(dim=(1, 2, 3)) - pixel_values.amin(dim=(1, 2, 3))
         total = torch.zeros_like(pixel_values)
         for _ in range(num_samples):
-            noise = (2 * generator.uniform(*pixel_values.shape[1:]) - 1).erfinv() * 2**0.5
-            noisy = pixel_values + noise_level * span[:, None, None, None] * noise
+            noisy = pixel_values + noise_level * span[:, None, None, None] * generator.normal(*pixel_values.shape[1:])
             total += _pixel_gradients(classifier, noisy, targets)
         return patch_sums((total / num_samples).abs().amax(dim=1), classifier.patch_size)
 
