@@ -1,28 +1,36 @@
-"""Attribution methods side by side on the same images: scores per image, kept in one results.json."""
+"""Attribution methods side by side on the same images: scores, maps and cost, kept whole after every batch."""
 
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset
+from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from . import attribution_methods
-from .data import ProcessedImages, image_names, load_images
-from .faithfulness import mean_and_stderr, rank_scores, relative_scores
-from .masking import MaskedClassifier, digest, fingerprint, predicted_targets
+from .data import ProcessedImages, image_names, load_images, to_pictures
+from .faithfulness import rank_scores, relative_scores
+from .localization import relevance_mass_accuracy, relevance_rank_accuracy, upsample
+from .masking import MaskedClassifier, digest, fingerprint, predicted_targets, target_attributions
+from .tables import SCORES, score_table
 from .training import arg, check_writable
 
 logger = logging.getLogger(__name__)
 
-#: Scores of the tables, with their titles; higher is better where True.
-SCORES = {"srg": True, "lif": True, "mif": False, "r_srg": True, "r_lif": True, "r_mif": False}
+CURVES = ("lif", "mif", "r_lif", "r_mif")
+#: How many pictures of scored images, and how many misclassified ones, are kept for the report.
+NUM_EXAMPLES, NUM_MISCLASSIFIED = 10, 6
 
 
 @dataclass
@@ -39,17 +47,21 @@ class BenchmarkArguments:
     dataset_name: str | None = arg(None, "A data set on the Hub.")
     dataset_split: str = arg("validation", "Its split.")
     validation_dir: str | None = arg(None, "A folder of images, one sub-folder a class.")
+    mask_dir: str | None = arg(
+        None, "A folder with the annotated region of the image CLASS/NAME.* in CLASS/NAME.png, for RRA and RMA."
+    )
     image_column_name: str = arg("image", "Column of the images.")
     label_column_name: str = arg("label", "Column of the labels.")
     on_bad_image: str = arg("refuse", "What to do with unreadable images: refuse or skip.")
     max_eval_samples: int | None = arg(None, "Evaluate on this many random images only.")
+    max_relative_samples: int | None = arg(None, "The relative scores on the first of them only.")
     masking: str = arg("drop", "How patches are hidden from the classifier.")
     n_masks: int = arg(128, "Draws per size and direction of the relative scores.")
     rise_masks: int = arg(2000, "Masks an image of the method rise.")
     budget: int | None = arg(None, "Forwards an image for the relative scores, in place of n_masks.")
     per_device_eval_batch_size: int = arg(32, "Images a batch and process.")
     seed: int = arg(0, "Seed of everything random.")
-    output_dir: str = arg("outputs/benchmark", "Where results.json and table.md are written.")
+    output_dir: str = arg("outputs/benchmark", "Where results.json, and maps/ with every method's, are written.")
 
     def __post_init__(self):
         unknown = [name for name in self.methods if name not in attribution_methods.REGISTRY]
@@ -64,27 +76,33 @@ class BenchmarkArguments:
 
 
 def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
-    """Scores every method on every image; a run that was stopped continues after the last finished method.
+    """Scores every method on every image; a run that was stopped continues after the last finished batch.
 
     Returns:
-        What results.json holds: "ids" and "targets" of the images, and for each method its scores per image.
+        What results.json holds: the images' "ids" and "targets", in random order; for each method its scores per image
+        (null where undefined or, behind the first `max_relative_samples`, not asked for), mean curves and cost; and
+        what classifier and explainers predict for all images.
 
     Raises:
         ValueError: where `output_dir` holds results of other images, settings or weights of the classifier.
     """
     check_writable(args.output_dir)
     accelerator = Accelerator()
+    # Of v(S) alone: a bfloat16 gradient, or difference of two logits, would be another, weaker method.
+    autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     with accelerator.main_process_first():
-        v = MaskedClassifier.from_pretrained(args.model_name_or_path, masking=args.masking).to(accelerator.device)
+        v = MaskedClassifier.from_pretrained(
+            args.model_name_or_path, masking=args.masking, autocast_dtype=autocast_dtype
+        ).to(accelerator.device)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
         dataset = load_images(
             args.dataset_name, args.validation_dir, args.dataset_split, args.image_column_name, args.on_bad_image
         )
-    images = ProcessedImages(dataset, processor, v.config, args.image_column_name, args.label_column_name)
+    columns = args.image_column_name, args.label_column_name
+    images = ProcessedImages(dataset, processor, v.config, *columns, mask_dir=args.mask_dir)
+    assert images.labels is not None  # it was given the config
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
-    chosen = sorted(shuffled[: args.max_eval_samples].tolist())
-    loader = DataLoader(Subset(images, chosen), batch_size=args.per_device_eval_batch_size)
-    loader = accelerator.prepare(loader)
+    chosen = shuffled[: args.max_eval_samples].tolist()
 
     paths = {"salvage": args.explainer, "vit_shapley": args.vit_shapley}
     explainers = {
@@ -92,47 +110,73 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         for name, path in paths.items()
         if name in args.methods
     }
-    weights = {name: fingerprint(explainer) for name, explainer in explainers.items()}
+    made_with: dict[str, dict[str, Any]] = {name: {} for name in args.methods}
+    made_with |= {name: {"weights": fingerprint(explainer)} for name, explainer in explainers.items()}
+    options: dict[str, dict[str, Any]] = {name: {"explainer": model} for name, model in explainers.items()}
+    if "rise" in args.methods:
+        options["rise"] = made_with["rise"] = {"num_masks": args.rise_masks}
 
     names = image_names(dataset, args.image_column_name)
-    measured = {
+    targets = [images.labels[index] for index in chosen]
+    measured: dict[str, Any] = {
         "settings": {
             "classifier": fingerprint(v.classifier),
             "processor": digest(processor.to_json_string()),
             "masking": args.masking,
             "precision": accelerator.mixed_precision,
-            "relative": {"budget": args.budget} if args.budget else {"n_masks": args.n_masks},
+            "relative": {
+                **({"budget": args.budget} if args.budget else {"n_masks": args.n_masks}),
+                "images": min(args.max_relative_samples or len(chosen), len(chosen)),
+            },
+            "regions": args.mask_dir is not None,
             "seed": args.seed,
         },
         "ids": [names[index] for index in chosen],
-        "targets": [images.labels[index] for index in chosen] if images.labels else [],
+        "targets": targets,
+    }
+    shown = examples(targets, NUM_EXAMPLES)
+    about = {
+        "examples": shown,
+        "label_names": [v.config.id2label[index] for index in range(v.num_labels)],
+        "grid_size": list(v.patch_grid(images[0]["pixel_values"][None])),
     }
     path = Path(args.output_dir) / "results.json"
-    results: dict[str, Any] = earlier_results(path, measured) or {**measured, "methods": {}}
-    explainer = explainers.get("salvage")
-    if explainer is not None and results.get("classification", {}).get("weights") != weights["salvage"]:
-        everything = accelerator.prepare(DataLoader(images, batch_size=args.per_device_eval_batch_size))
-        results["classification"] = {
-            **classification(accelerator, v, explainer, everything),
-            "weights": weights["salvage"],
-        }
-    options_of: dict[str, dict[str, Any]] = {name: {"explainer": model} for name, model in explainers.items()}
-    options_of["rise"] = {"num_masks": args.rise_masks}
-    for name in args.methods:
-        options = options_of.get(name, {})
-        made_with = {"explainer": weights[name]} if name in weights else options
-        if name in results["methods"] and results["methods"][name]["made_with"] == made_with:
-            logger.info("%s is done already", name)
+    results = earlier_results(path, measured) or {**measured, **about, "methods": {}, "classification": {}}
+    write = accelerator.is_main_process
+    accelerator.wait_for_everyone()  # all have read before one writes
+    if write:
+        (path.parent / "maps").mkdir(exist_ok=True)
+        _write_examples(path.parent, images, [chosen[position] for position in shown])
+        _write_json(path, results)
+    results["classification"]["labels"] = images.labels
+    for name, explainer in {"classifier": None, **explainers}.items():
+        weights = made_with.get(name, {}).get("weights", measured["settings"]["classifier"])
+        if results["classification"].get(name, {}).get("weights") == weights:
             continue
-        method = attribution_methods.load(name, classifier=v, seed=args.seed, **options)
-        scores = score_method(accelerator, v, method, loader, args, name)
-        results["methods"][name] = {**scores, "made_with": made_with}
-        if accelerator.is_main_process:
-            # Written beside and renamed: a run stopped here leaves the earlier results whole.
-            path.with_suffix(".partial").write_text(json.dumps(results) + "\n")
-            path.with_suffix(".partial").rename(path)
-            (path.parent / "table.md").write_text(markdown_table(results))
+        predicted = predictions(accelerator, v, explainer, images, args.per_device_eval_batch_size, name)
+        results["classification"][name] = {"weights": weights, "predictions": predicted}
+        if write and name == "salvage":
+            results["misclassified"] = _write_misclassified(path.parent, images, names, explainer, predicted)
+        if write:
+            _write_json(path, results)
+    for name in args.methods:
+        method = attribution_methods.load(name, classifier=v, seed=args.seed, **options.get(name, {}))
+        scored = score_method(accelerator, v, method, Subset(images, chosen), args, name, made_with[name])
+        results["methods"][name] = _for_json(scored, made_with[name])
+        if write:
+            _write_json(path, results)
     return results
+
+
+def titled_scores(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Title of a method -> its entry in results.json, in the registry's order."""
+    methods = results["methods"]
+    return {info.title: methods[name] for name, info in attribution_methods.REGISTRY.items() if name in methods}
+
+
+def results_table(results: dict[str, Any], columns: tuple[str, ...] = tuple(SCORES)) -> str:
+    """Scores of all methods as Markdown."""
+    return score_table({"": titled_scores(results)}, columns).markdown()
 
 
 def earlier_results(path: Path, measured: dict[str, Any]) -> dict[str, Any] | None:
@@ -158,60 +202,186 @@ def score_method(
     accelerator: Accelerator,
     v: MaskedClassifier,
     method: attribution_methods.Method,
-    loader: DataLoader,
+    images: Subset,
     args: BenchmarkArguments,
     name: str,
-) -> dict[str, Any]:
-    """Scores of one method: lists over images (curves: their mean), and the seconds that explaining took."""
-    rows, curves, seconds = [], [], 0.0
-    for batch in tqdm(loader, desc=name, disable=not accelerator.is_main_process):
-        pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
-        draws = {"n_masks": args.n_masks, "budget": args.budget, "seed": args.seed, "ids": ids}
-        with accelerator.autocast():
-            start = time.perf_counter()
-            attributions = method(pixel_values, targets)
-            if attributions.is_cuda:
-                torch.cuda.synchronize()
-            seconds += time.perf_counter() - start
-            rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
-            relative = relative_scores(v, pixel_values, attributions, targets, **draws)
-        scores = [rank.srg, rank.lif, rank.mif, relative.r_srg, relative.r_lif, relative.r_mif, relative.r_srg_stderr]
-        rows.append(accelerator.gather_for_metrics(torch.stack(scores, dim=1)))
-        of_batch = [rank.lif_curve, rank.mif_curve, relative.r_lif_curve, relative.r_mif_curve]
-        curves.append(accelerator.gather_for_metrics(torch.stack(of_batch, dim=1)))
-    columns = torch.cat(rows).double().round(decimals=6).T.tolist()
-    mean_curves = torch.cat(curves).double().mean(dim=0).round(decimals=6).tolist()
-    return {
-        **dict(zip((*SCORES, "r_srg_draw_stderr"), columns, strict=True)),
-        "curves": dict(zip(("lif", "mif", "r_lif", "r_mif"), mean_curves, strict=True)),
-        "seconds_explaining": seconds,
+    made_with: dict[str, Any],
+) -> dict[str, torch.Tensor]:
+    """Scores of one method, kept in maps/NAME.safetensors after every batch and continued from there.
+
+    Returns:
+        A row per image: "attributions" [I, N]; each of `SCORES` [I], NaN where undefined or not asked for; each of
+        `CURVES` as "..._curve" [I, N]; "r_srg_draw_stderr", "seconds" and "forwards" [I].
+    """
+    path = Path(args.output_dir, "maps", f"{name}.safetensors")
+    scored = _earlier_rows(path, made_with)
+    accelerator.wait_for_everyone()  # all have read before one writes
+    done = len(scored["attributions"]) if scored else 0
+    if done == len(images):
+        return scored
+    asked = torch.tensor(images.indices[: args.max_relative_samples], device=accelerator.device)
+    left = Subset(images, range(done, len(images)))
+    loader = accelerator.prepare(DataLoader(left, batch_size=args.per_device_eval_batch_size))
+    bar = tqdm(total=len(images), initial=done, desc=name, unit="image", disable=not accelerator.is_main_process)
+    forwards = scored["forwards"][:1].to(accelerator.device) if scored else None
+    for batch in loader:
+        if forwards is None:
+            cost = count_forwards(v, method, batch["pixel_values"][:1], batch["labels"][:1])
+            # Of the first image of all, which the first process has.
+            forwards = accelerator.gather(torch.tensor([cost], device=accelerator.device))[:1]
+        rows = _score_batch(v, method, batch, args, torch.isin(batch["ids"], asked))
+        rows["forwards"] = forwards.expand(len(rows["seconds"])).contiguous()
+        gathered = {column: accelerator.gather_for_metrics(values).cpu() for column, values in rows.items()}
+        scored = {column: torch.cat([scored[column], new]) if scored else new for column, new in gathered.items()}
+        bar.update(len(gathered["seconds"]))
+        if accelerator.is_main_process:
+            _save_tensors(path, scored, {"made_with": json.dumps(made_with)})
+    bar.close()
+    return scored
+
+
+def _earlier_rows(path: Path, made_with: dict[str, Any]) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as stored:
+        if json.loads(stored.metadata()["made_with"]) != made_with:
+            return {}
+        return {column: stored.get_tensor(column) for column in stored.keys()}  # noqa: SIM118
+
+
+def _score_batch(
+    v: MaskedClassifier,
+    method: attribution_methods.Method,
+    batch: dict[str, torch.Tensor],
+    args: BenchmarkArguments,
+    asked: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """The rows of a batch; relative scores where asked [B]."""
+    pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
+    start = time.perf_counter()
+    attributions = method(pixel_values, targets).float()
+    if attributions.is_cuda:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / len(pixel_values)
+    undefined = torch.full_like(attributions[:, 0], torch.nan)
+    rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
+    rows = {
+        "attributions": attributions,
+        "seconds": torch.full_like(undefined, seconds),
+        **{score: getattr(rank, score) for score in ("srg", "lif", "mif", "lif_curve", "mif_curve")},
     }
+    columns = ("r_srg", "r_lif", "r_mif", "r_srg_stderr", "r_lif_curve", "r_mif_curve")
+    rows |= {column: torch.full_like(attributions if "curve" in column else undefined, torch.nan) for column in columns}
+    if asked.any():
+        of_asked = pixel_values[asked], attributions[asked], targets[asked]
+        relative = relative_scores(v, *of_asked, args.n_masks, args.seed, ids[asked], args.budget)
+        for column in columns:
+            rows[column][asked] = getattr(relative, column)
+    if "masks" in batch:
+        masks = batch["masks"]
+        maps = upsample(attributions, v.patch_grid(pixel_values), (masks.shape[-2], masks.shape[-1]))
+        rows["rra"] = relevance_rank_accuracy(maps, masks)
+        rows["rma"] = relevance_mass_accuracy(maps, masks)
+    return rows
+
+
+class _Operations(TorchDispatchMode):
+    """Counts floating-point operations of matrix products and convolutions, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        count: Callable | None = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def count_forwards(
+    v: MaskedClassifier, method: attribution_methods.Method, pixel_values: torch.Tensor, targets: torch.Tensor
+) -> float:
+    """What explaining these images costs, in forwards of the classifier on them whole, by operations counted."""
+    with _Operations() as of_method:
+        method(pixel_values, targets)
+    with torch.no_grad(), _Operations() as of_forward:
+        v.classifier(pixel_values)
+    return of_method.total / of_forward.total
 
 
 @torch.no_grad()
-def classification(accelerator: Accelerator, v: MaskedClassifier, explainer, loader: DataLoader) -> dict[str, float]:
-    """ "Classifying by explaining": accuracy of the classifier and of the explainer, and how often they agree."""
-    rows = []
-    for batch in tqdm(loader, desc="Classifying", disable=not accelerator.is_main_process):
-        rows_columns = v.patch_grid(batch["pixel_values"])
-        everything = torch.ones(len(batch["ids"]), 1, rows_columns[0] * rows_columns[1], dtype=torch.bool)
-        classified = predicted_targets(v.logits(batch["pixel_values"], everything)[:, 0])
-        explained = predicted_targets(explainer(batch["pixel_values"]).logits)
-        row = torch.stack([classified == batch["labels"], explained == batch["labels"], classified == explained], dim=1)
-        rows.append(accelerator.gather_for_metrics(row))
-    table = torch.cat(rows)
-    means = table.double().mean(dim=0).tolist()
-    return {"images": len(table), **dict(zip(("classifier", "explainer", "agreement"), means, strict=True))}
+def predictions(
+    accelerator: Accelerator, v: MaskedClassifier, explainer, images: ProcessedImages, batch_size: int, name: str
+) -> list[int]:
+    """What the classifier, or an explainer by itself (eq. 6), predicts for all images."""
+    loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
+    predicted = []
+    for batch in tqdm(loader, desc=f"Classifying: {name}", disable=not accelerator.is_main_process):
+        logits = (explainer or v.classifier)(batch["pixel_values"]).logits
+        predicted.append(accelerator.gather_for_metrics(predicted_targets(logits)))
+    return torch.cat(predicted).tolist()
 
 
-def markdown_table(results: dict[str, Any]) -> str:
-    """Mean and standard error over images in percent, a row per method."""
-    arrows = [f"{name.upper().replace('_', '-')} {'↑' if higher else '↓'}" for name, higher in SCORES.items()]
-    lines = [f"| method | {' | '.join(arrows)} |", "|---" * (len(SCORES) + 1) + "|"]
-    for name, scores in results["methods"].items():
-        cells = []
-        for score in SCORES:
-            mean, stderr = mean_and_stderr(torch.tensor(scores[score]))
-            cells.append(f"{100 * mean:.1f} ± {100 * stderr:.1f}")
-        lines.append(f"| {attribution_methods.REGISTRY[name].title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def examples(targets: list[int], number: int) -> list[int]:
+    """Positions of some images: the first of every class, then the second, and so on."""
+    seen: dict[int, int] = {}
+    turns = []
+    for position, target in enumerate(targets):
+        seen[target] = seen.get(target, -1) + 1
+        turns.append((seen[target], target, position))
+    return [position for *_, position in sorted(turns)[:number]]
+
+
+def _write_examples(folder: Path, images: ProcessedImages, indices: list[int]) -> None:
+    """Keeps images as the model sees them, for the report's grid of maps."""
+    pixel_values = torch.stack([item["pixel_values"] for item in images.__getitems__(indices)])
+    pictures = to_pictures(pixel_values, images.processor)
+    _save_tensors(folder / "examples.safetensors", {"pictures": pictures})
+
+
+@torch.no_grad()
+def _write_misclassified(
+    folder: Path, images: ProcessedImages, names: list[str], explainer, predicted: list[int]
+) -> dict[str, list]:
+    """Keeps images that the explainer gets wrong, with its maps of the predicted and of the true class; names them."""
+    assert images.labels is not None  # the benchmark's images have labels
+    wrong = [index for index, label in enumerate(images.labels) if predicted[index] != label][:NUM_MISCLASSIFIED]
+    labels = {"predicted": [predicted[index] for index in wrong], "true": [images.labels[index] for index in wrong]}
+    if wrong:
+        pixel_values = torch.stack([item["pixel_values"] for item in images.__getitems__(wrong)])
+        attributions = explainer(pixel_values.to(explainer.device)).attributions.cpu()
+        maps = {name: target_attributions(attributions, torch.tensor(classes)) for name, classes in labels.items()}
+        tensors = {"pictures": to_pictures(pixel_values, images.processor), **maps}
+        _save_tensors(folder / "misclassified.safetensors", tensors)
+    return {"ids": [names[index] for index in wrong], **labels}
+
+
+def _for_json(scored: dict[str, torch.Tensor], made_with: dict[str, Any]) -> dict[str, Any]:
+    """A method's entry in results.json."""
+    columns = [score for score in (*SCORES, "r_srg_stderr") if score in scored]
+    return {
+        **{score: [None if x != x else round(x, 6) for x in scored[score].tolist()] for score in columns},
+        "curves": {
+            name: [round(x, 6) for x in scored[f"{name}_curve"].double().nanmean(dim=0).tolist()] for name in CURVES
+        },
+        "forwards": scored["forwards"][0].item(),
+        "seconds": scored["seconds"].mean().item(),
+        "made_with": made_with,
+    }
+
+
+# Written beside and renamed: a run stopped on the way leaves the earlier file whole.
+
+
+def _write_json(path: Path, results: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results) + "\n")
+    partial.rename(path)
+
+
+def _save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    partial.rename(path)

@@ -17,6 +17,9 @@ from .subsets import KeyedGenerator
 
 logger = logging.getLogger(__name__)
 
+#: left, top, right, bottom in pixels of the original picture
+Box = tuple[int, int, int, int]
+
 
 def load_images(
     dataset_name: str | None = None,
@@ -105,6 +108,33 @@ def image_names(dataset: Dataset, image_column: str = "image") -> list[str]:
     ]
 
 
+def processed_box(processor, width: int, height: int) -> Box:
+    """Which part of a picture of width x height pixels an image processor shows the model."""
+    size = dict(processor.size or {}) if getattr(processor, "do_resize", True) else {}
+    if "shortest_edge" in size:
+        scale = size["shortest_edge"] / min(width, height)
+        resized = round(width * scale), round(height * scale)
+    elif "height" in size:
+        resized = size["width"], size["height"]
+    else:
+        resized = width, height
+    left, top, shown = 0, 0, resized
+    if getattr(processor, "do_center_crop", False):
+        shown = processor.crop_size["width"], processor.crop_size["height"]
+        left, top = (resized[0] - shown[0]) // 2, (resized[1] - shown[1]) // 2
+    x, y = width / resized[0], height / resized[1]
+    return round(left * x), round(top * y), round((left + shown[0]) * x), round((top + shown[1]) * y)
+
+
+def to_pictures(pixel_values: torch.Tensor, processor) -> torch.Tensor:
+    """What a model sees, as pictures: [B, 3, H, W] -> uint8 [B, H, W, 3]. Undoes the processor's normalisation."""
+    pixels = pixel_values.float().cpu()
+    if processor.do_normalize:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    return (255 * pixels.clamp(0, 1)).round().byte().permute(0, 2, 3, 1)
+
+
 def match_labels(names: list[str], config) -> list[int]:
     """For each label of a data set, the label of the classifier.
 
@@ -154,6 +184,8 @@ class ProcessedImages(torch.utils.data.Dataset):
         num_views: items an image: itself, and random views of it (`random_view`). Item i is view i // I of image i % I,
             always the same one, so that features and classifier values of views can be kept like those of images.
         seed: seed of the random views.
+        mask_dir: a folder with the annotated region of the image CLASS/NAME.* in CLASS/NAME.png, white where it is;
+            items then have "masks", bool [H, W], of what the model sees.
     """
 
     def __init__(
@@ -165,6 +197,7 @@ class ProcessedImages(torch.utils.data.Dataset):
         label_column: str = "label",
         num_views: int = 1,
         seed: int = 0,
+        mask_dir: str | None = None,
     ):
         self.images, self.processor, self.image_column = dataset, processor, image_column
         self.num_views, self.seed = num_views, seed
@@ -173,6 +206,12 @@ class ProcessedImages(torch.utils.data.Dataset):
             if label_column not in dataset.column_names:
                 raise ValueError(f"no column {label_column!r} in the data set, its columns are {dataset.column_names}")
             self.labels = _translated_labels(dataset, label_column, config)
+        self.masks: list[Path] | None = None
+        if mask_dir is not None:
+            self.masks = [Path(mask_dir, name).with_suffix(".png") for name in image_names(dataset, image_column)]
+            missing = [str(path) for path in self.masks if not path.is_file()]
+            if missing:
+                raise ValueError(f"mask_dir={mask_dir!r} holds no mask of {len(missing)} images: {missing[:5]}")
 
     def __len__(self) -> int:
         return len(self.images) * self.num_views
@@ -191,7 +230,16 @@ class ProcessedImages(torch.utils.data.Dataset):
         if self.labels is not None:
             for item, image in zip(items, of_image, strict=True):
                 item["labels"] = self.labels[image]
+        if self.masks is not None:
+            for item, image in zip(items, of_image, strict=True):
+                item["masks"] = self._mask(self.masks[image], *item["pixel_values"].shape[-2:])
         return items
+
+    def _mask(self, path: Path, height: int, width: int) -> torch.Tensor:
+        with PILImage.open(path) as opened:
+            mask = opened.convert("L")
+        seen = mask.crop(processed_box(self.processor, *mask.size)).resize((width, height), PILImage.Resampling.NEAREST)
+        return torch.from_numpy(np.asarray(seen) > 127)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]

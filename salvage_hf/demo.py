@@ -1,31 +1,18 @@
 """The whole method on a small data set whose answer is known: what `salvage demo` does."""
 
-import html
 import json
-import logging
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
-    set_seed,
-)
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification, set_seed
 
-from . import attribution_methods, plots
-from .benchmark import SCORES, BenchmarkArguments, run_benchmark
+from .benchmark import BenchmarkArguments, results_table, run_benchmark
 from .classifier_training import ClassifierArguments, train_classifier
-from .data import open_image
 from .explainer_training import ExplainerArguments, train_explainer
-from .faithfulness import mean_and_stderr
-from .localization import relevance_mass_accuracy, relevance_rank_accuracy, upsample
-from .masking import MaskedClassifier, activation, target_attributions
+from .report import ReportArguments, write_report
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
@@ -33,15 +20,13 @@ METHODS = ("salvage", "last_attention", "random")
 TRAIN_PICTURES, EVAL_PICTURES = 400, 40  # of each class
 CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 600
 
-logger = logging.getLogger(__name__)
-
 
 def run_demo(output_dir: str, seed: int = 0) -> Path:
     """Makes pictures, trains a classifier and Salvage on them, scores the maps; returns the page that shows it all."""
     start = time.perf_counter()
     folder = Path(output_dir)
     marker = folder / "salvage_demo"
-    for part in ("data", "untrained", "classifier", "explainer", "benchmark"):
+    for part in ("data", "untrained", "classifier", "explainer", "benchmark", "tables", "figures"):
         if (folder / part).exists() and not marker.exists():
             raise ValueError(f"{str(folder / part)!r} is not of an earlier demo; give another output_dir")
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -91,23 +76,16 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
             explainer=str(folder / "explainer"),
             methods=list(METHODS),
             validation_dir=str(folder / "data" / "val"),
+            mask_dir=str(_mask_folder(folder / "data" / "val")),
             n_masks=2,
             seed=seed,
             output_dir=str(folder / "benchmark"),
         )
     )
-    add_localization(results, folder)
-    table = score_table(results)
-    print("\n" + table + "\n")
-    classification = results["classification"]
-    print(
-        f"Classifying by explaining, {classification['images']} pictures: accuracy of the classifier "
-        f"{classification['classifier']:.3f}, of the explainer {classification['explainer']:.3f}, "
-        f"agreement {classification['agreement']:.3f}"
-    )
-    page = folder / "index.html"
-    page.write_text(render_page(results, folder, table))
-    print(f"\n{time.perf_counter() - start:.0f} s. Open {page}")
+    page = write_report(ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder)))
+    print(f"\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
+    print((folder / "tables" / "table4.md").read_text())
+    print(f"{time.perf_counter() - start:.0f} s. Open {page}")
     return page
 
 
@@ -172,122 +150,3 @@ def make_untrained_classifier(folder: Path, seed: int) -> None:
         "do_center_crop": False,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-
-
-def add_localization(results: dict, folder: Path) -> None:
-    """Adds RRA and RMA of every method, against the masks of the objects, to the results of the benchmark."""
-    v, processor, files = _explained(results, folder)
-    pixel_values = processor([open_image(file) for file in files], return_tensors="pt")["pixel_values"]
-    targets = torch.tensor(results["targets"])
-    masks = [np.asarray(Image.open(_mask_folder(file.parents[1]) / file.parent.name / file.name)) for file in files]
-    for name, scores in results["methods"].items():
-        options = {"explainer": str(folder / "explainer")} if name == "salvage" else {}
-        method = attribution_methods.load(name, classifier=v, seed=results["settings"]["seed"], **options)
-        maps = upsample(method(pixel_values, targets), v.grid_size, (IMAGE_SIZE, IMAGE_SIZE))
-        region = torch.from_numpy(np.stack(masks))
-        scores["rra"] = relevance_rank_accuracy(maps, region).tolist()
-        scores["rma"] = relevance_mass_accuracy(maps, region).tolist()
-
-
-def _explained(results: dict, folder: Path):
-    v = MaskedClassifier.from_pretrained(str(folder / "classifier"))
-    processor = AutoImageProcessor.from_pretrained(folder / "classifier")
-    return v, processor, [folder / "data" / "val" / name for name in results["ids"]]
-
-
-def score_table(results: dict) -> str:
-    """A Markdown table, mean ± standard error over the pictures, in percent."""
-    columns = [name for name in (*SCORES, "rra", "rma") if name in ("srg", "r_srg", "rra", "rma")]
-    lines = [f"| method | {' | '.join(name.upper().replace('_', '-') for name in columns)} |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for name, scores in results["methods"].items():
-        pairs = [mean_and_stderr(torch.tensor(scores[column])) for column in columns]
-        cells = " | ".join(f"{100 * mean:.1f} ± {100 * stderr:.1f}" for mean, stderr in pairs)
-        lines.append(f"| {attribution_methods.REGISTRY[name].title} | {cells} |")
-    return "\n".join(lines)
-
-
-@torch.no_grad()
-def render_page(results: dict, folder: Path, table: str) -> str:
-    """The page: examples with the maps of two classes, the curves, the scores and the classification."""
-    v, processor, files = _explained(results, folder)
-    model = AutoModel.from_pretrained(str(folder / "explainer")).eval()
-    shown = [next(file for file in files if file.parent.name == name) for name in CLASSES]
-    rows = []
-    for file in shown:
-        picture = open_image(file)
-        output = model(processor(picture, return_tensors="pt")["pixel_values"])
-        true = v.config.label2id[file.parent.name]
-        ranked = output.logits[0].argsort(descending=True).tolist()
-        runner_up = next(index for index in ranked if index != true)
-        probabilities = activation(output.logits)[0]
-        maps = [target_attributions(output.attributions, torch.tensor([c]))[0] for c in (true, runner_up)]
-        grids = [values.unflatten(0, v.grid_size).numpy() for values in maps]
-        limit = float(max(abs(grid).max() for grid in grids))
-        rows.append(
-            [
-                (file.parent.name, picture),
-                *(
-                    (
-                        f"{v.config.id2label[c]}\n{100 * probabilities[c]:.1f}%",
-                        plots.overlay(picture, grid, limit=limit),
-                    )
-                    for c, grid in zip((true, runner_up), grids, strict=True)
-                ),
-            ]
-        )
-    titles = {name: attribution_methods.REGISTRY[name].title for name in results["methods"]}
-    panels = {
-        title: {titles[name]: scores["curves"][curve] for name, scores in results["methods"].items()}
-        for curve, title in (
-            ("lif", "LIF (insertion) ↑"),
-            ("mif", "MIF (deletion) ↓"),
-            ("r_lif", "R-LIF ↑"),
-            ("r_mif", "R-MIF ↓"),
-        )
-    }
-    classification = results["classification"]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    header, body = cells[0], cells[2:]
-    return PAGE.format(
-        examples=plots.html_image(plots.picture_grid(rows), "Example pictures with the maps of two classes"),
-        curves=plots.html_image(plots.curves(panels), "Curves of prediction over visible patches"),
-        header="".join(f"<th>{html.escape(cell)}</th>" for cell in header),
-        body="".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body),
-        images=classification["images"],
-        classifier=f"{100 * classification['classifier']:.1f}%",
-        explainer=f"{100 * classification['explainer']:.1f}%",
-        agreement=f"{100 * classification['agreement']:.1f}%",
-        scored=len(results["ids"]),
-        n_masks=results["settings"]["relative"]["n_masks"],
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Salvage demo</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ max-width: 100%; height: auto }}
-table {{ border-collapse: collapse }} td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ccc; text-align: left }}
-</style>
-<h1>Salvage demo</h1>
-<p>Every picture holds one patterned shape, which makes its class, and two plain ones on a textured ground. A tiny
-DINOv2 with registers was trained to name the pattern, and Salvage to explain it.</p>
-<h2>Explanations</h2>
-<p>Left the picture with its class; then Salvage's maps for that class and for the runner-up, with the probability that
-the explainer itself gives. Red patches speak for the class, blue ones against it.</p>
-{examples}
-<h2>Faithfulness and localisation</h2>
-<p>{scored} pictures, in percent, mean and standard error; relative scores with {n_masks} draws a size. SRG and R-SRG:
-how much more the classifier predicts from the patches called important than from the others. RRA and RMA: how far the
-map keeps to the patterned shape.</p>
-<table><tr>{header}</tr>{body}</table>
-<h2>Curves</h2>
-<p>What the classifier predicts for the true class as patches are added: most important first (LIF, insertion) and least
-important first (MIF, deletion); the relative curves draw patches in proportion to their attribution.</p>
-{curves}
-<h2>Classifying by explaining</h2>
-<p>On {images} pictures the classifier is right on {classifier}, the explainer on {explainer}; they agree on
-{agreement}.</p>
-</html>
-"""

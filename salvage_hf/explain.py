@@ -9,9 +9,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from .data import open_image
+from .data import open_image, processed_box
 from .masking import activation, predicted_targets, target_attributions, target_probability
-from .plots import overlay, picture_grid, png, processed_box
+from .plots import overlay, picture_grid, png
 
 logger = logging.getLogger(__name__)
 

@@ -92,6 +92,8 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
     objective = OBJECTIVES[args.objective]
     model = SalvageModel.from_classifier(classifier.classifier, paired_values=not objective.shapley)
     model.to(accelerator.device)
+    if accelerator.mixed_precision == "bf16":
+        classifier.to(torch.bfloat16)  # autocast would copy the frozen weights at every call
     # Never used in a forward pass of visible patches; distributed training would wait for its gradient.
     mask_token = model.backbone.embeddings.mask_token
     if mask_token is not None:

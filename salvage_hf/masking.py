@@ -9,6 +9,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -81,6 +82,8 @@ class MaskedClassifier(nn.Module):
         image_size: (height, width) that `num_patches` and `grid_size` refer to.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold: the bound on
             memory.
+        autocast_dtype: v(S) is computed under autocast to this type, say torch.bfloat16; the classifier itself keeps
+            its own precision.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class MaskedClassifier(nn.Module):
         patch_size: int | None = None,
         image_size: tuple[int, int] | None = None,
         chunk_size: int = 16384,
+        autocast_dtype: torch.dtype | None = None,
     ):
         super().__init__()
         config = classifier.config
@@ -128,6 +132,7 @@ class MaskedClassifier(nn.Module):
             image_size = _two_sides(config.image_size)
         self.classifier = classifier.eval()
         self.masking, self.patch_size, self.image_size, self.chunk_size = masking, patch_size, image_size, chunk_size
+        self.autocast_dtype = autocast_dtype
         self._family = family
         # A second view of the same model; not registered, or its parameters would be saved and moved twice.
         self._tower = []
@@ -279,9 +284,10 @@ class MaskedClassifier(nn.Module):
         if subsets.numel() == 0:
             return embedded.new_zeros(*subsets.shape[:2], self.num_labels)
         subsets = subsets.to(embedded.device)
-        if self.masking == "drop":
-            return self._dropped(embedded, subsets)
-        return self._replaced(embedded, subsets)
+        with torch.autocast(embedded.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext():
+            if self.masking == "drop":
+                return self._dropped(embedded, subsets)
+            return self._replaced(embedded, subsets)
 
     def _dropped(self, tokens: torch.Tensor, subsets: torch.Tensor) -> torch.Tensor:
         batch_size, num_subsets, num_patches = subsets.shape

@@ -9,28 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-#: left, top, right, bottom in pixels of the original picture
-Box = tuple[int, int, int, int]
+from .data import Box
 
 COLORMAP = matplotlib.colormaps["RdBu_r"]
-
-
-def processed_box(processor, width: int, height: int) -> Box:
-    """Which part of a picture of width x height pixels an image processor shows the model."""
-    size = dict(processor.size or {}) if getattr(processor, "do_resize", True) else {}
-    if "shortest_edge" in size:
-        scale = size["shortest_edge"] / min(width, height)
-        resized = round(width * scale), round(height * scale)
-    elif "height" in size:
-        resized = size["width"], size["height"]
-    else:
-        resized = width, height
-    left, top, shown = 0, 0, resized
-    if getattr(processor, "do_center_crop", False):
-        shown = processor.crop_size["width"], processor.crop_size["height"]
-        left, top = (resized[0] - shown[0]) // 2, (resized[1] - shown[1]) // 2
-    x, y = width / resized[0], height / resized[1]
-    return round(left * x), round(top * y), round((left + shown[0]) * x), round((top + shown[1]) * y)
 
 
 def overlay(picture: Image.Image, attributions: np.ndarray, box: Box | None = None, limit: float | None = None):
@@ -60,7 +41,7 @@ def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float
     """Titled pictures in rows; `width` is that of a picture in inches."""
     columns = max(len(row) for row in rows)
     heights = [max(picture.height / picture.width for _, picture in row) for row in rows]
-    figure = Figure(figsize=(width * columns, sum(width * h + 0.35 for h in heights)), layout="constrained")
+    figure = Figure(figsize=(width * columns, sum(width * h + 0.3 for h in heights)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis in axes.flat:
         axis.axis("off")
@@ -71,20 +52,59 @@ def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float
     return figure
 
 
-def curves(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Prediction over the share of visible patches: panel title -> method title -> curve over sizes 1..N."""
-    figure = Figure(figsize=(3.4 * len(panels), 3), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = 4) -> Figure:
+    """Prediction over the share of visible patches: panel title -> line title -> curve over sizes 1..N."""
+    figure, axes = _panels(panels, columns)
+    for axis, lines in zip(axes, panels.values(), strict=True):
         for name, values in lines.items():
             axis.plot(np.arange(1, len(values) + 1) / len(values), values, label=name)
-        axis.set_title(title)
         axis.set_xlabel("visible patches (share)")
-        axis.set_ylim(0, 1)
+        axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("probability of the class")
     axes[0].legend(fontsize=8)
     return figure
+
+
+def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """A bar of the mean of repetitions, and a point for each: panel title -> bar title -> values."""
+    figure, axes = _panels(panels, columns=4)
+    for axis, heights in zip(axes, panels.values(), strict=True):
+        for place, (name, values) in enumerate(heights.items()):
+            axis.bar(place, np.mean(values), label=name, alpha=0.7)
+            axis.scatter([place] * len(values), values, color="black", s=12, zorder=3)
+        axis.set_xticks([])
+        axis.grid(alpha=0.3, axis="y")
+    axes[0].set_ylabel(label)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: str, rows: str) -> Figure:
+    """Square matrices of percentages: panel title -> [rows, columns], with the names of both."""
+    figure, axes = _panels(panels, columns=4)
+    for axis, matrix in zip(axes, panels.values(), strict=True):
+        axis.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(matrix):
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 50 else "black")
+        axis.set_xticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xlabel(columns)
+        axis.set_ylabel(rows)
+    return figure
+
+
+def _panels(titles: Mapping[str, object], columns: int) -> tuple[Figure, list]:
+    """A figure with a titled axis each, in rows of so many columns."""
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(titles) :]:
+        axis.axis("off")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title, fontsize=10)
+    return figure, axes[: len(titles)]
 
 
 def png(figure: Figure, dpi: int = 110) -> bytes:

@@ -5,6 +5,7 @@ run continues bit for bit (on a CPU) where the checkpoint was written. Global ba
 processes.
 """
 
+import atexit
 import functools
 import json
 import logging
@@ -36,7 +37,7 @@ REPLAY_FILE = "replay.safetensors"
 
 #: Arguments that a resumed run may change. They leave the numbers of a training step as they are, but for its learning
 #: rate where the schedule runs to the last step.
-_FREE = {
+FREE_ARGUMENTS = {
     "output_dir",
     "num_train_epochs",
     "max_train_steps",
@@ -167,6 +168,8 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / TRACKER_LOGS)),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed, non_blocking=True),
     )
+    # Not by end_training: another run may follow in the same processes.
+    atexit.register(accelerator.state.destroy_process_group)
     logging.getLogger("salvage_hf").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     set_seed(args.seed)
     check_writable(args.output_dir)
@@ -207,7 +210,8 @@ def load_splits(args: LoopArguments) -> tuple[datasets.Dataset, datasets.Dataset
     if args.max_train_samples and args.max_train_samples < len(train):
         train = train.shuffle(seed=args.seed).select(range(args.max_train_samples))
     if args.max_eval_samples and args.max_eval_samples < len(validation):
-        validation = validation.shuffle(seed=args.seed).select(range(args.max_eval_samples))
+        # The same images whatever the seed: runs that differ in it are compared on them.
+        validation = validation.shuffle(seed=0).select(range(args.max_eval_samples))
     return train, validation
 
 
@@ -326,7 +330,8 @@ def fit(
         if args.push_to_hub:
             push(args, output_dir)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return results
 
 
@@ -443,7 +448,7 @@ def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: i
 
 def _fixed(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
     """What the numbers of a run depend on: it can only be resumed with the same."""
-    fixed = {name: value for name, value in asdict(args).items() if name not in _FREE}
+    fixed = {name: value for name, value in asdict(args).items() if name not in FREE_ARGUMENTS}
     # accelerate writes the weights of several processes under other names than those of one.
     return {**fixed, "num_processes": accelerator.num_processes, "training_images": num_images}
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
 
 from salvage_hf import MaskedClassifier, attribution_methods, benchmark
-from salvage_hf.benchmark import BenchmarkArguments, fingerprint, markdown_table, run_benchmark
+from salvage_hf.benchmark import BenchmarkArguments, fingerprint, results_table, run_benchmark
 from salvage_hf.data import open_image
 from salvage_hf.faithfulness import rank_scores, relative_scores
 from salvage_hf.modeling import SalvageModel
@@ -51,8 +52,6 @@ def test_scores_are_those_of_single_images(arguments, tmp_path):
     results = run_benchmark(args)
     assert len(results["ids"]) == 7
     v = MaskedClassifier.from_pretrained(args.model_name_or_path)
-    from transformers import AutoImageProcessor
-
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
     all_names = sorted(str(p.relative_to(tmp_path / "images")) for p in (tmp_path / "images").rglob("*.png"))
     for name in ("last_attention", "salvage"):
@@ -76,49 +75,84 @@ def test_batch_size_changes_nothing(arguments, tmp_path):
         for size in (2, 32)
     ]
     for name, scores in runs[0]["methods"].items():
-        for score in benchmark.SCORES:
+        for score in ("srg", "lif", "mif", "r_srg", "r_lif", "r_mif"):
             assert scores[score] == pytest.approx(runs[1]["methods"][name][score], abs=1e-4)
 
 
-def test_a_stopped_run_keeps_what_is_done(arguments, monkeypatch):
-    done = []
-    score_method = benchmark.score_method
+@pytest.fixture
+def scored(monkeypatch):
+    """Counts the batches scored, and stops at the one numbered `scored.stop_at`."""
 
-    def stopped_at_the_third(*args):
-        if len(done) == 2:
+    class Scored(list):
+        stop_at = None
+
+    calls, score_batch = Scored(), benchmark._score_batch
+
+    def counting(v, method, batch, *rest):
+        if len(calls) == calls.stop_at:
             raise KeyboardInterrupt
-        done.append(args[-1])
-        return score_method(*args)
+        calls.append(len(batch["ids"]))
+        return score_batch(v, method, batch, *rest)
 
-    monkeypatch.setattr(benchmark, "score_method", stopped_at_the_third)
+    monkeypatch.setattr(benchmark, "_score_batch", counting)
+    return calls
+
+
+def without_timings(results):
+    methods = {
+        name: {key: value for key, value in entry.items() if key != "seconds"}
+        for name, entry in results["methods"].items()
+    }
+    return {**results, "methods": methods}
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path, stop_at):
+    options = {"methods": ["salvage", "random"], "per_device_eval_batch_size": 3, "max_relative_samples": 4}
+    whole = run_benchmark(arguments(**options, output_dir=str(tmp_path / "whole")))
+    assert scored == [3, 3, 1] * 2
+    scored.clear()
+    scored.stop_at = stop_at
     with pytest.raises(KeyboardInterrupt):
-        run_benchmark(arguments())
-    monkeypatch.setattr(benchmark, "score_method", lambda *args: done.append(args[-1]) or score_method(*args))
-    results = run_benchmark(arguments())
-    assert done == ["salvage", "last_attention", "attention_rollout", "random"]
-    assert list(results["methods"]) == done
+        run_benchmark(arguments(**options))
+    scored.stop_at = None
+    resumed = run_benchmark(arguments(**options))
+    assert scored == [3, 3, 1] * 2  # nothing twice
+    assert without_timings(resumed) == without_timings(whole)
+    maps = [
+        load_file(tmp_path / folder / "maps" / "salvage.safetensors")["attributions"] for folder in ("whole", "out")
+    ]
+    assert torch.equal(*maps)
 
 
-def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, monkeypatch, tmp_path):
+def test_relative_scores_of_the_first_images_only(arguments):
+    results = run_benchmark(arguments(methods=["random"], max_relative_samples=4, per_device_eval_batch_size=3))
+    everything = run_benchmark(arguments(methods=["random"], output_dir=arguments().output_dir + "_all"))
+    few, all_of_them = results["methods"]["random"], everything["methods"]["random"]
+    assert few["srg"] == all_of_them["srg"]
+    assert few["r_srg"] == [*all_of_them["r_srg"][:4], None, None, None]
+    assert results["settings"]["relative"] == {"n_masks": 2, "images": 4}
+
+
+def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, scored, tmp_path):
     before = run_benchmark(arguments(methods=["salvage", "random"]))
     explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
     torch.nn.init.normal_(explainer.head.class_projection.weight)
     explainer.save_pretrained(tmp_path / "explainer")
-    done = []
-    score_method = benchmark.score_method
-    monkeypatch.setattr(benchmark, "score_method", lambda *args: done.append(args[-1]) or score_method(*args))
+    scored.clear()
     after = run_benchmark(arguments(methods=["salvage", "random"]))
-    assert done == ["salvage"]
+    assert scored == [7]
     assert before["methods"]["salvage"]["srg"] != after["methods"]["salvage"]["srg"]
     assert before["methods"]["random"] == after["methods"]["random"]
-    assert before["classification"]["weights"] != after["classification"]["weights"]
+    weights = [results["classification"]["salvage"]["weights"] for results in (before, after)]
+    assert weights[0] != weights[1]
 
 
 def test_methods_come_one_by_one_into_the_same_results(arguments):
     together = run_benchmark(arguments(methods=["salvage"], per_device_eval_batch_size=3))
     together = run_benchmark(arguments(methods=["random"], explainer=""))
     assert list(together["methods"]) == ["salvage", "random"]
-    assert together["classification"]["images"] == 9
+    assert len(together["classification"]["salvage"]["predictions"]) == 9
 
 
 @pytest.mark.parametrize("change", ["n_masks", "budget", "images", "classifier"])
@@ -131,7 +165,7 @@ def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments
     elif change == "budget":
         changes["budget"] = 20
     elif change == "images":
-        changes["max_eval_samples"], told = 2, "ids and targets"
+        changes["max_eval_samples"], told = 2, "settings and ids and targets"
     else:
         weights = load_file(tmp_path / "classifier" / "model.safetensors")
         weights["classifier.bias"] += 1
@@ -150,18 +184,82 @@ def test_fingerprint_sees_every_weight(tiny_classifier):
     assert fingerprint(model) != before
 
 
-def test_the_table_holds_mean_and_standard_error():
-    scores = {name: [0.1, 0.3] for name in benchmark.SCORES}
-    table = markdown_table({"methods": {"random": scores}})
-    assert "| Random | 20.0 ± 10.0 |" in table
-    assert "| SRG ↑ | LIF ↑ | MIF ↓ |" in table
-
-
-def test_classification_counts_agreement(arguments):
+def test_predictions_are_of_all_images(arguments, tmp_path):
     results = run_benchmark(arguments(methods=["salvage"], max_eval_samples=1))
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "classifier"))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    pixels = processor([open_image(file) for file in files], return_tensors="pt")["pixel_values"]
     classification = results["classification"]
-    assert classification["images"] == 9  # all images, however few are scored
-    assert classification["agreement"] <= 1 - abs(classification["classifier"] - classification["explainer"]) + 1e-9
+    assert classification["labels"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert classification["classifier"]["predictions"] == v.classifier(pixels).logits.argmax(-1).tolist()
+    assert classification["salvage"]["predictions"] == explainer(pixels).logits.argmax(-1).tolist()
+
+
+def test_what_is_kept_for_the_report(arguments, tmp_path):
+    """Pictures are what the model sees; what is misclassified has maps of the class predicted and of the true one."""
+    results = run_benchmark(arguments(methods=["salvage"]))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    assert sorted(results["examples"]) == list(range(7))
+    targets = [results["targets"][position] for position in results["examples"]]
+    assert targets[:3] == [0, 1, 2]  # of every class one before the second
+    pictures = load_file(tmp_path / "out" / "examples.safetensors")["pictures"]
+    name = results["ids"][results["examples"][0]]
+    pixels = processor(open_image(tmp_path / "images" / name), return_tensors="pt")["pixel_values"]
+    seen = processor(Image.fromarray(pictures[0].numpy()), return_tensors="pt", do_resize=False)["pixel_values"]
+    assert torch.allclose(seen, pixels, atol=0.02)
+    wrong = results["misclassified"]
+    assert wrong["ids"]
+    assert all(predicted != true for predicted, true in zip(wrong["predicted"], wrong["true"], strict=True))
+    kept = load_file(tmp_path / "out" / "misclassified.safetensors")
+    pixels = processor(open_image(tmp_path / "images" / wrong["ids"][0]), return_tensors="pt")["pixel_values"]
+    attributions = explainer(pixels).attributions[0].detach()
+    for kind in ("predicted", "true"):
+        torch.testing.assert_close(kept[kind][0], attributions[:, wrong[kind][0]])
+
+
+def test_cost_is_counted_in_forwards(arguments, tmp_path):
+    """v(S) of 30 masks of half the patches each, one forward, forward and backward, and nothing at all."""
+    results = run_benchmark(arguments(methods=["rise", "last_attention", "saliency", "random"], rise_masks=30))
+    forwards = {name: entry["forwards"] for name, entry in results["methods"].items()}
+    assert forwards["random"] == 0
+    assert forwards["last_attention"] == pytest.approx(1, rel=0.2)  # eager attention counts its products as well
+    assert forwards["saliency"] == pytest.approx(2, rel=0.2)
+    prefix, patches = 4, 16  # CLS and three registers
+    assert forwards["rise"] == pytest.approx(30 * (prefix + patches / 2) / (prefix + patches), rel=0.2)
+
+
+def test_regions(arguments, tmp_path):
+    """RRA and RMA through the benchmark: the mask as the model sees the image, the map on its pixels."""
+    for file in (tmp_path / "images").rglob("*.png"):
+        mask = np.zeros((20, 20), dtype=np.uint8)
+        mask[:10] = 255 * (file.stem != "2")  # the third image of a class shows no region
+        target = tmp_path / "masks" / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(target)
+    results = run_benchmark(
+        arguments(methods=["random"], mask_dir=str(tmp_path / "masks"), per_device_eval_batch_size=3)
+    )
+    maps = load_file(tmp_path / "out" / "maps" / "random.safetensors")["attributions"]
+    for score in ("rra", "rma"):
+        for name, value, row in zip(results["ids"], results["methods"]["random"][score], maps, strict=True):
+            if name.endswith("2.png"):
+                assert value is None
+                continue
+            pixels = torch.nn.functional.interpolate(row.view(1, 1, 4, 4), size=(16, 16), mode="bilinear")[0, 0]
+            upper = torch.zeros(16, 16, dtype=torch.bool)
+            upper[:8] = True
+            if score == "rma":
+                expected = pixels.clamp_min(0)[upper].sum() / pixels.clamp_min(0).sum()
+            else:
+                expected = upper.flatten()[pixels.flatten().argsort(descending=True)[:128]].float().mean()
+            assert value == pytest.approx(expected.item(), abs=1e-4)
+    with pytest.raises(ValueError, match=r"mask_dir=.*none' holds no mask of 9 images"):
+        run_benchmark(
+            arguments(methods=["random"], mask_dir=str(tmp_path / "none"), output_dir=str(tmp_path / "other"))
+        )
 
 
 def test_messages(arguments):
@@ -171,7 +269,8 @@ def test_messages(arguments):
         arguments(explainer="")
 
 
-def test_the_file_is_json(arguments, tmp_path):
+def test_the_file_is_json_and_becomes_a_table(arguments, tmp_path):
     run_benchmark(arguments(methods=["random"]))
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["relative"]["n_masks"] == 2
-    assert "Random" in (tmp_path / "out" / "table.md").read_text()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["relative"]["n_masks"] == 2
+    assert results_table(results, ("srg",)).splitlines()[2].startswith("| Random | **")

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import AutoModel
 
@@ -26,13 +25,14 @@ def run(tmp_path_factory):
 def test_the_page_needs_no_other_file_and_holds_every_part(run):
     folder, page = run
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 2
-    assert "http" not in text
+    assert text.count("data:image/png;base64,") in (4, 5)  # whether anything is misclassified
+    assert "://" not in text
     for word in ("Salvage", "Attn. last", "Random", "SRG", "R-SRG", "RRA", "RMA", "Classifying by explaining", "±"):
         assert word in text
     results = json.loads((folder / "benchmark" / "results.json").read_text())
     assert set(results["methods"]) == {"salvage", "last_attention", "random"}
-    assert f"On {4 * 3} pictures" in text.replace("\n", " ")
+    assert len(results["ids"]) == 4 * 3
+    assert all(value is not None for scores in results["methods"].values() for value in scores["rra"])
 
 
 def test_the_explainer_of_the_demo_loads(run):
@@ -80,13 +80,3 @@ def test_pictures_come_from_the_seed(tmp_path):
         demo.make_pictures(tmp_path / folder, 1, seed)
     first = [(tmp_path / folder / "checks" / "0000.png").read_bytes() for folder in "abc"]
     assert first[0] == first[1] != first[2]
-
-
-def test_localization_is_that_of_the_shown_images(run):
-    """RRA of the mask itself would be 1: the masks belong to the images in the order of the results."""
-    folder, _ = run
-    results = json.loads((folder / "benchmark" / "results.json").read_text())
-    v, processor, files = demo._explained(results, folder)
-    assert [file.parent.name for file in files] == [v.config.id2label[index] for index in results["targets"]]
-    pixels = processor([Image.open(file).convert("RGB") for file in files], return_tensors="pt")["pixel_values"]
-    assert torch.isfinite(pixels).all()

@@ -9,8 +9,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from salvage_hf.cli import main
+from salvage_hf.data import processed_box
 from salvage_hf.explain import explain_files
-from salvage_hf.plots import curves, overlay, picture_grid, png, processed_box
+from salvage_hf.plots import curves, overlay, picture_grid, png
 
 
 @pytest.fixture

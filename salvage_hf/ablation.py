@@ -1,0 +1,126 @@
+"""The paper's ablations (section 5.4, appendix A.2): objective and sampling exchanged one at a time, over seeds."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .benchmark import BenchmarkArguments, run_benchmark
+from .explainer_training import ExplainerArguments, train_explainer
+from .faithfulness import mean_and_stderr
+from .training import FREE_ARGUMENTS, arg, check_writable, checkpoints
+
+#: Title, objective and sampling of every arm.
+ARMS = {
+    "vit_shapley-uniform": ("ViT-Shapley (MSE)", "vit_shapley", "uniform"),
+    "salvage-uniform": ("Salvage, uninformed", "salvage", "uniform"),
+    "salvage-guided": ("Salvage, informed", "salvage", "guided"),
+}
+
+
+@dataclass
+class AblationArguments:
+    """Arguments of scripts/ablation.py beside those of scripts/train.py, which all arms share."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "A run of every arm for each."})
+    vit_shapley_learning_rate: float | None = arg(
+        None, "Learning rate of the arm with ViT-Shapley's objective; ten times --learning_rate, as in the paper."
+    )
+    budget: int = arg(160, "Forwards an image for R-SRG.")
+    max_scored_samples: int = arg(200, "Score on this many random images of --validation_dir.")
+
+
+def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
+    """Trains every arm with every seed, equal steps and forwards each, and scores the last models.
+
+    Finished runs are kept in ablation.json; a run that was stopped goes on from its last checkpoint.
+
+    Args:
+        args: of the ablation.
+        shared: of every training run; objective, sampling, seed and learning rate are the arms'.
+
+    Returns:
+        What ablation.json holds: the "settings", and of each arm and seed the "history" of its training and its scores
+        per image.
+    """
+    if not shared.max_train_steps or not shared.validation_dir:
+        raise ValueError("an ablation needs max_train_steps and validation_dir")
+    check_writable(shared.output_dir)
+    path = Path(shared.output_dir) / "ablation.json"
+    given = {**asdict(shared), **asdict(args)}
+    settings = {key: given[key] for key in given if key == "max_train_steps" or key not in {*FREE_ARGUMENTS, "seeds"}}
+    ablation: dict[str, Any] = {"settings": settings, "arms": {}}
+    if path.is_file():
+        ablation = json.loads(path.read_text())
+        before = ablation["settings"]
+        if changed := {key: (before.get(key), settings[key]) for key in settings if before.get(key) != settings[key]}:
+            raise ValueError(
+                f"{str(path)!r} holds runs with other arguments (before, now): {changed}; give another output_dir"
+            )
+    for seed in args.seeds:
+        for name, (_, objective, sampling) in ARMS.items():
+            if str(seed) in ablation["arms"].get(name, {}):
+                continue
+            run = train_and_score(args, shared, f"{name}-{seed}", objective, sampling, seed)
+            ablation["arms"].setdefault(name, {})[str(seed)] = run
+            if PartialState().is_main_process:
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(ablation) + "\n")
+                partial.rename(path)
+    return ablation
+
+
+def train_and_score(
+    args: AblationArguments, shared: ExplainerArguments, name: str, objective: str, sampling: str, seed: int
+) -> dict[str, Any]:
+    """One arm with one seed: its training's history, and its SRG and R-SRG per image."""
+    folder = Path(shared.output_dir, name)
+    rate = shared.learning_rate
+    if objective == "vit_shapley":
+        rate = args.vit_shapley_learning_rate or 10 * rate
+    steps = shared.max_train_steps or 0
+    trained = train_explainer(
+        replace(
+            shared,
+            objective=objective,
+            sampling=sampling,
+            seed=seed,
+            learning_rate=rate,
+            output_dir=str(folder),
+            validation_steps=math.ceil(steps / 4),
+            resume_from_checkpoint="latest" if checkpoints(folder) else None,
+        )
+    )
+    scored = run_benchmark(
+        BenchmarkArguments(
+            model_name_or_path=shared.model_name_or_path,
+            methods=[objective],
+            explainer=str(folder / "last"),
+            vit_shapley=str(folder / "last"),
+            validation_dir=shared.validation_dir,
+            max_eval_samples=args.max_scored_samples,
+            masking=shared.masking,
+            budget=args.budget,
+            image_column_name=shared.image_column_name,
+            label_column_name=shared.label_column_name,
+            on_bad_image=shared.on_bad_image,
+            output_dir=str(folder / "benchmark"),
+        )
+    )
+    return {"history": trained["history"], **{score: scored["methods"][objective][score] for score in ("srg", "r_srg")}}
+
+
+def ablation_table(ablation: dict[str, Any]) -> str:
+    """Scores of every arm in percent as Markdown, mean ± standard error over seeds."""
+    lines = ["| arm | SRG ↑ | R-SRG ↑ |", "|---|---|---|"]
+    for name, runs in ablation["arms"].items():
+        cells = []
+        for score in ("srg", "r_srg"):
+            mean, stderr = mean_and_stderr(torch.tensor([sum(run[score]) / len(run[score]) for run in runs.values()]))
+            cells.append(f"{100 * mean:.1f} ± {100 * stderr:.1f}")
+        lines.append(f"| {ARMS[name][0]} | {' | '.join(cells)} |")
+    return "\n".join(lines)

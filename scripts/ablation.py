@@ -1,0 +1,17 @@
+"""Trains and scores the arms of the paper's ablations; scripts/report.py draws them.
+
+accelerate launch scripts/ablation.py --model_name_or_path CLASSIFIER --train_dir FOLDER --validation_dir FOLDER \
+    --max_train_steps 500 --seeds 0 1 2
+"""
+
+from accelerate import PartialState
+from transformers import HfArgumentParser
+
+from salvage_hf.ablation import AblationArguments, ablation_table, run_ablation
+from salvage_hf.explainer_training import ExplainerArguments
+
+if __name__ == "__main__":
+    parser = HfArgumentParser((AblationArguments, ExplainerArguments), description=__doc__)
+    ablation = run_ablation(*parser.parse_args_into_dataclasses())
+    if PartialState().is_main_process:
+        print(ablation_table(ablation))

@@ -1,0 +1,81 @@
+"""Tables and the test that marks their best rows."""
+
+import itertools
+
+import pytest
+import torch
+
+from salvage_hf.tables import Cell, Table, mark, not_worse, score_table
+
+
+def literal_share_of_resamples(differences):
+    """The bootstrap in full: over all samples with replacement, how often the mean difference is at most 0."""
+    samples = list(itertools.product(differences, repeat=len(differences)))
+    return sum(sum(sample) <= 0 for sample in samples) / len(samples)
+
+
+@pytest.mark.parametrize("differences", [[1, 2, 3, 1], [5, -4, 3, 2], [1, -1, 0, 0], [-2, -1, 3, 4, 2]])
+@pytest.mark.parametrize("level", [0.05, 0.2, 0.5])
+def test_not_worse_is_the_bootstrap_over_all_resamples(differences, level):
+    share = literal_share_of_resamples(differences)
+    values = torch.randint(9, (len(differences),), generator=torch.Generator().manual_seed(0)).double()
+    leader = values + torch.tensor(differences)  # whole numbers: ties are exact
+    if abs(share - level) > 0.02:  # 10,000 resamples know the share to about 0.005
+        assert not_worse(values, leader, level=level) == (share >= level)
+
+
+def test_marks_follow_the_pairs_and_not_the_spread():
+    """A small difference that every image shows is told; one as small that images share by chance is not."""
+    generator = torch.Generator().manual_seed(1)
+    leader = torch.rand(100, generator=generator, dtype=torch.float64)
+    scores = {
+        "leader": leader,
+        "like it": leader + 0.1 * torch.randn(100, generator=generator, dtype=torch.float64) - 0.003,
+        "always below": leader - 0.02,
+        "far below": leader - 0.5,
+    }
+    assert mark(scores, True) == {"leader": "best", "like it": "best", "always below": "second"}
+    downwards = {name: -values for name, values in scores.items()}
+    assert mark(downwards, False) == mark(scores, True)
+
+
+def test_images_without_a_value_are_left_out_of_the_pairs():
+    nan = float("nan")
+    leader = torch.tensor([0.9, 0.9, 0.9, nan, 0.9], dtype=torch.float64)
+    other = torch.tensor([0.1, 0.2, nan, 0.9], dtype=torch.float64)  # of the first four images
+    assert not not_worse(other, leader)
+    assert mark({"a": leader, "b": torch.full((5,), nan)}, True) == {"a": "best"}
+
+
+def test_score_table():
+    scores = {
+        "Pet": {"A": {"srg": [0.1, 0.3], "rra": [None, 0.5]}, "B": {"srg": [0.1, 0.2]}},
+        "WBC": {"B": {"srg": [1.0, 1.0]}},
+    }
+    table = score_table(scores, ("srg", "rra"))
+    assert table.header == ["method", "Pet SRG ↑", "Pet RRA ↑", "WBC SRG ↑"]
+    texts = [[cell.text for cell in row] for row in table.rows]
+    assert texts == [["A", "20.0 ± 10.0", "50.0 ± nan", "-"], ["B", "15.0 ± 5.0", "-", "100.0 ± 0.0"]]
+    assert score_table({"Pet": {"A": {"mif": [0.5, 0.5]}}}, ("mif", "lif")).header == ["method", "MIF ↓"]
+
+
+def test_formats():
+    table = Table(["name", "R-SRG ↑"], [[Cell("a_b"), Cell("1.0 ± 0.5", "best")], [Cell("c"), Cell("50%", "second")]])
+    assert table.markdown().splitlines() == [
+        "| name | R-SRG ↑ |",
+        "|---|---|",
+        "| a_b | **1.0 ± 0.5** |",
+        "| c | <u>50%</u> |",
+    ]
+    assert table.latex().splitlines() == [
+        "\\begin{tabular}{lr}",
+        "\\toprule",
+        "name & R-SRG $\\uparrow$ \\\\",
+        "\\midrule",
+        "a\\_b & \\textbf{1.0 $\\pm$ 0.5} \\\\",
+        "c & \\underline{50\\%} \\\\",
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    assert table.html().count("<tr>") == 3
+    assert "<td><b>1.0 ± 0.5</b></td>" in table.html()
