@@ -132,9 +132,7 @@ def relative_scores(
     if budget is not None:
         return _budgeted(value, weights, keys, seed, budget, target_stderr)
     generator = sampling.KeyedGenerator(seed, keys)
-    lif_orders = sampling.weighted_orders(weights, n_masks, generator=generator)
-    mif_orders = sampling.weighted_orders(1 - weights, n_masks, generator=generator)
-    places = sampling.positions(torch.cat([lif_orders, mif_orders], dim=1))  # [B, 2 n_masks, N]
+    places = torch.cat([_places(w, n_masks, generator) for w in (weights, 1 - weights)], dim=1)  # [B, 2 n_masks, N]
     # Some sizes at a time: enough for dense batches, and few enough that the subsets never stand in memory at once.
     step = max(1, 512 // (2 * n_masks))
     blocks = []
@@ -154,6 +152,19 @@ def relative_scores(
     lif_curve, mif_curve = curves.mean(dim=2).unbind(1)
     num_forwards = torch.full_like(keys, 2 * n_masks * (num_patches - 1) + 1)
     return RelativeScores(r_mif, r_lif, mif_stderr, lif_stderr, srg_stderr, mif_curve, lif_curve, num_forwards)
+
+
+#: Orders, or strata of sizes, that are drawn at a time: the numbers of a draw take many times its own memory.
+_AT_A_TIME = 16
+
+
+def _places(weights: torch.Tensor, num_orders: int, generator: sampling.KeyedGenerator) -> torch.Tensor:
+    """Where the patches stand in weighted orders: weights [B, N] -> int16 [B, num_orders, N]."""
+    blocks = [
+        sampling.positions(sampling.weighted_orders(weights, len(block), generator=generator)).to(torch.int16)
+        for block in torch.arange(num_orders).split(_AT_A_TIME)
+    ]
+    return torch.cat(blocks, dim=1)
 
 
 def _budgeted(
@@ -204,17 +215,14 @@ def _stratified_draws(
     shape = len(active), num_strata, num_patches - 1
     sizes = torch.stack([sampling.stratified_sizes(*shape, generator=generator) for _ in range(2)], dim=1)
     predictions = []
-    # Some strata at a time, so that the subsets never stand in memory at once.
-    for block in range(0, num_strata, 128):
-        of_block = sizes[..., block : block + 128]  # [A, 2, strata]
-        orders = [
-            sampling.weighted_orders(
-                w, 2 * of_block.shape[-1], generator=sampling.KeyedGenerator((*stream, 1 + block), keys[active])
-            )
+    for block in range(0, num_strata, _AT_A_TIME):
+        of_block = sizes[..., block : block + _AT_A_TIME]  # [A, 2, strata]
+        stream_of_block = (*stream, 1 + block)  # both directions draw the same numbers
+        places = [
+            _places(w, 2 * of_block.shape[-1], sampling.KeyedGenerator(stream_of_block, keys[active]))
             for w in (weights, 1 - weights)
         ]
-        places = sampling.positions(torch.stack(orders, dim=1))  # [A, 2, 2 * strata, N]
-        drawn = places < of_block.flatten(1)[:, None, :, None]
+        drawn = torch.stack(places, dim=1) < of_block.flatten(1)[:, None, :, None]  # [A, 2, 2 * strata, N]
         predictions.append(value(drawn.flatten(1, 2), active).view(len(active), 2, 2, -1))
     return torch.cat(predictions, dim=-1)
 

@@ -35,7 +35,7 @@ CHEAPER: dict[str, Any] = {
     "num_warmup_steps": 50,
     "lr_scheduler_type": "cosine",
 }
-PROBE_STEPS = 6
+PROBE_STEPS = 16
 
 
 @dataclass
@@ -99,8 +99,8 @@ class Runs:
         fit_itself = explainer_training.fit
         with patch.object(explainer_training, "fit", fit):
             self.train(f"probe_{name}", PROBE_STEPS, 1, **options)
-        steps = [after - before for before, after in itertools.pairwise(ticks)][1:]  # the first one warms up
-        return {"preparation": ticks[0] - start, "step": statistics.median(steps)}
+        steps = [after - before for before, after in itertools.pairwise(ticks)]
+        return {"preparation": ticks[0] - start, "step": statistics.median(steps[len(steps) // 2 :])}  # once warmed up
 
     def timed(self, name: str, seconds: float, validations: int, probe: dict[str, float], **options) -> list[dict]:
         """A run of that many seconds: seconds and SRG at every validation."""
@@ -131,7 +131,7 @@ def main() -> None:
     for rate, row in short.items():
         print(f"paper's loop, learning rate {rate}: SRG {row['srg']:.4f} after {row['seconds']:.0f} s")
     best = max(short, key=lambda rate: short[rate]["srg"])
-    paper = runs.timed(f"paper_{best}", args.seconds, 2, paper_probe, **PAPER, learning_rate=best)
+    paper = runs.timed(f"paper_{best}", args.seconds, 4, paper_probe, **PAPER, learning_rate=best)
     target = max(row["srg"] for row in paper)
     print(f"paper's loop, learning rate {best}: SRG {target:.4f} after {paper[-1]['seconds']:.0f} s")
     for seed, rows in cheaper.items():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor
@@ -229,6 +230,25 @@ def test_cost_is_counted_in_forwards(arguments, tmp_path):
     assert forwards["saliency"] == pytest.approx(2, rel=0.2)
     prefix, patches = 4, 16  # CLS and three registers
     assert forwards["rise"] == pytest.approx(30 * (prefix + patches / 2) / (prefix + patches), rel=0.2)
+
+
+def test_mixed_precision_is_of_masked_forwards_alone(arguments, monkeypatch, tmp_path):
+    """What a method reads from the classifier stays in float32; v(S), in the scores too, is rounded."""
+    precise = run_benchmark(arguments(methods=["saliency", "rise"], rise_masks=20))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = run_benchmark(arguments(methods=["saliency", "rise"], rise_masks=20, output_dir=str(tmp_path / "mixed")))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert [results["settings"]["precision"] for results in (precise, mixed)] == ["no", "bf16"]
+    maps = {
+        (folder, name): load_file(tmp_path / folder / "maps" / f"{name}.safetensors")["attributions"]
+        for folder in ("out", "mixed")
+        for name in ("saliency", "rise")
+    }
+    assert torch.equal(maps["out", "saliency"], maps["mixed", "saliency"])
+    assert 0 < (maps["out", "rise"] - maps["mixed", "rise"]).abs().max() < 0.02
+    scores = [np.array(results["methods"]["saliency"]["srg"]) for results in (precise, mixed)]
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 0.02
 
 
 def test_regions(arguments, tmp_path):

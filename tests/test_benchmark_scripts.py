@@ -41,9 +41,15 @@ def run_script(tmp_path, tiny_classifier, save_processor, monkeypatch):
     def run(name, *words, result="results.json"):
         common = ["--model_name_or_path", str(tmp_path / "classifier"), "--output_dir", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", [name, *common, *words])
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        if run.globals:
+            main = runpy.run_path(str(SCRIPTS / name))["main"]
+            main.__globals__.update(run.globals)
+            main()
+        else:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
         return json.loads((tmp_path / "out" / result).read_text())
 
+    run.globals = {}  # takes the place of a script's own
     run.explainer = ["--explainer", str(tmp_path / "explainer")]
     run.images = ["--validation_dir", str(tmp_path / "images")]
     run.training_images = ["--train_dir", str(tmp_path / "images"), *run.images]
@@ -78,6 +84,19 @@ def test_training(run_script):
     assert 0 < results["share_in_models"] < 1
     assert sum(results["parts"].values()) == pytest.approx(3 * results["seconds_a_step"])
     assert results["parts"]["rest"] >= 0
+
+
+def test_time_to_srg(run_script):
+    """Runs that are done are not repeated; steps that fit into a time follow from the probe."""
+    words = [*run_script.training_images, "--max_eval_samples", "3", "--seeds", "0", "--learning_rates", "1e-4", "1e-3"]
+    paper = {"per_device_train_batch_size": 4, "new_subsets": 2}
+    run_script.globals = {"PAPER": paper, "CHEAPER": {**paper, "freeze_backbone": True}, "PROBE_STEPS": 4}
+    results = run_script("benchmark_time_to_srg.py", *words, "--seconds", "6")
+    assert set(results) > {"probe_paper", "probe_cheaper", "cheaper_0", "paper_0.0001_short", "paper_0.001_short"}
+    probe = results["probe_paper"]
+    steps = results["paper_0.0001_short"][-1]["step"]
+    assert steps == max(1, int((1 - probe["preparation"]) / probe["step"]))
+    assert run_script("benchmark_time_to_srg.py", *words, "--seconds", "6") == results
 
 
 def test_explaining(run_script):

@@ -284,8 +284,8 @@ def literal_budget(v, image, weights, key, target, seed, budget):
     sizes = KeyedGenerator((seed, 2, 0, 0), key).uniform(2, strata)[0].double()
     full = prediction(v, image, range(num_patches), target)
     values = {}
-    for start in range(0, strata, 128):
-        block = range(start, min(start + 128, strata))
+    for start in range(0, strata, 16):
+        block = range(start, min(start + 16, strata))
         for name, direction in (("lif", weights), ("mif", 1 - weights)):
             generator = KeyedGenerator((seed, 2, 0, 1 + start), key)  # the same numbers for both
             orders = sampling.weighted_orders(direction[None], 2 * len(block), generator=generator)[0]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
+from salvage_hf import subsets
 from salvage_hf.masking import (
     MaskedClassifier,
     activation,
@@ -678,3 +679,20 @@ def test_targets_out_of_range():
 def test_no_subsets_have_no_values(tiny_classifier, masking):
     v = masked(tiny_classifier("dinov2"), masking)
     assert v.logits(torch.zeros(2, 3, 16, 16), torch.zeros(2, 0, N, dtype=torch.bool)).shape == (2, 0, 3)
+
+
+def test_autocast_is_of_masked_forwards_alone(tiny_classifier, images):
+    classifier, pixels = tiny_classifier("dinov2_with_registers"), images(2)
+    drawn = subsets.uniform(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    precise, mixed = MaskedClassifier(classifier), MaskedClassifier(classifier, autocast_dtype=torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = precise.logits_of(precise.embed(pixels).float(), drawn)
+    tokens = mixed.embed(pixels)
+    assert tokens.dtype == torch.float32
+    got = mixed.probabilities(pixels, drawn)
+    assert got.dtype == torch.float32
+    assert (got - precise.probabilities(pixels, drawn)).abs().max() > 0
+    torch.testing.assert_close(got, expected.float().softmax(-1), atol=0.05, rtol=0)
+    assert {weight.dtype for weight in classifier.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert torch.equal(mixed.classifier(pixels).logits, precise.classifier(pixels).logits)
