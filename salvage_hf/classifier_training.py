@@ -24,6 +24,9 @@ class ClassifierArguments(LoopArguments):
     )
     num_train_epochs: int = arg(25, "Passes over the training images (the paper: 25, then 50 with --mask_patches).")
     mask_patches: bool = arg(False, "Show a uniform random subset of the patches; the sizes are 0..N.")
+    image_size: int | None = arg(
+        None, "Side of the square that images are resized to and the model's processor keeps; its own when not given."
+    )
     one_label: bool = arg(False, "Two classes as one sigmoid label: the second class against the first.")
 
     def __post_init__(self):
@@ -37,7 +40,11 @@ def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
     """Fine-tunes a classifier; writes it with its processor to `output_dir`, and returns its scores."""
     accelerator = make_accelerator(args)
     with accelerator.main_process_first():
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+        resized: dict[str, Any] = {}
+        if args.image_size:
+            square = {"height": args.image_size, "width": args.image_size}
+            resized = {"size": square, "do_center_crop": False}
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **resized)
         parts = load_splits(args)
         feature = parts[0].features.get(args.label_column_name)
         if not isinstance(feature, ClassLabel):

@@ -107,6 +107,12 @@ def test_explaining(run_script):
     assert all(len(measured) == 2 and min(measured) > 0 for measured in seconds.values())
 
 
+def test_pixel_flipping(run_script):
+    pytest.importorskip("quantus", reason="Quantus is not among the project's extras")
+    seconds = run_script("benchmark_pixel_flipping.py", *run_script.images, "--num_images", "2", "--rounds", "2")
+    assert all(len(measured) == 2 and min(measured) > 0 for measured in seconds.values())
+
+
 def test_masking(run_script):
     results = run_script("benchmark_masking.py", "--grids", "4", "--rows_per_size", "2", "--rounds", "2")
     assert results[0]["largest_difference"] < 1e-4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from salvage_hf import MaskedClassifier
 from salvage_hf.classifier_training import ClassifierArguments, classification_loss, train_classifier
@@ -46,6 +47,20 @@ def test_it_learns_and_loads(arguments, tmp_path, one_label):
     assert v.num_labels == (1 if one_label else 2)
     assert list(v.config.id2label.values()) == (["dark"] if one_label else ["bright", "dark"])
     assert v.grid_size == (4, 4)
+
+
+def test_another_image_size(arguments, tmp_path):
+    """The processor keeps the size, and shows the whole picture: no crop at the old size remains."""
+    train_classifier(arguments(max_train_steps=1, image_size=24))
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "out"))
+    assert v.grid_size == (6, 6)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    picture = Image.fromarray(np.tile(np.linspace(0, 255, 40, dtype=np.uint8)[None, :, None], (20, 1, 3)))
+    seen = processor(picture, return_tensors="pt")["pixel_values"][0, 0]
+    assert seen.shape == (24, 24)
+    darkest, brightest = (255 * (seen[:, column] * 0.25 + 0.5).mean() for column in (0, -1))
+    assert darkest < 15
+    assert brightest > 240
 
 
 def test_hidden_patches_are_hidden_in_training(arguments, monkeypatch):
