@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the real Hub; local_hub switches this off again
@@ -26,6 +29,8 @@ from transformers import (
 )
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}
 FAMILIES = {
@@ -128,6 +133,24 @@ def save_processor():
         Path(folder, "preprocessor_config.json").write_text(json.dumps({**processor, **overrides}))
 
     return write
+
+
+@pytest.fixture
+def launch_two(tmp_path):
+    """A function: runs a script of scripts/ in two processes on the CPU, by `accelerate launch`."""
+
+    def launch(script: str, *words: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", str(port), str(SCRIPTS / script), *words]
+        more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(command, env={**os.environ, **more}, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+
+    return launch
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,18 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(arguments, monkeypatch):
         assert resumed["arms"][name]["0"]["srg"] == pytest.approx(whole["arms"][name]["0"]["srg"], abs=1e-5)
 
 
+def test_one_run_follows_another_in_two_processes(arguments, launch_two, tmp_path):
+    _, shared = arguments(per_device_train_batch_size=2)
+    words = ["--seeds", "0", "--budget", "9", "--max_scored_samples", "5"]
+    for name in ("model_name_or_path", "train_dir", "validation_dir", "output_dir", "max_train_steps", "new_subsets"):
+        words += [f"--{name}", str(getattr(shared, name))]
+    launch_two("ablation.py", *words, "--per_device_train_batch_size", "2", "--learning_rate", "1e-3")
+    two = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    one = run_ablation(*arguments(seeds=[0], output_dir=str(tmp_path / "one")))
+    for name, runs in one["arms"].items():
+        assert two["arms"][name]["0"]["r_srg"] == pytest.approx(runs["0"]["r_srg"], abs=1e-4)
+
+
 def test_messages(arguments):
     with pytest.raises(ValueError, match="an ablation needs max_train_steps and validation_dir"):
         run_ablation(*arguments(validation_dir=None))

@@ -126,6 +126,28 @@ def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path,
     assert torch.equal(*maps)
 
 
+def test_two_processes_give_the_results_of_one(arguments, launch_two, tmp_path):
+    """7 images in batches of 2 and 2 processes: the last batches are filled up, and what fills them is dropped."""
+    options = {"methods": ["salvage", "rise", "random"], "rise_masks": 20, "per_device_eval_batch_size": 2}
+    one = run_benchmark(arguments(**options, max_relative_samples=5))
+    args = arguments(**options, max_relative_samples=5, output_dir=str(tmp_path / "two"))
+    words = [
+        word
+        for name, value in vars(args).items()
+        if value not in (None, "")
+        for word in (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
+    ]
+    launch_two("benchmark.py", *words)
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    for name, entry in one["methods"].items():
+        for scores in (entry, entry["curves"]):
+            others = two["methods"][name] if scores is entry else two["methods"][name]["curves"]
+            for key in scores.keys() - {"seconds", "curves"}:
+                assert others[key] == pytest.approx(scores[key], abs=1e-5), (name, key)
+    del one["methods"], two["methods"]
+    assert one == two
+
+
 def test_relative_scores_of_the_first_images_only(arguments):
     results = run_benchmark(arguments(methods=["random"], max_relative_samples=4, per_device_eval_batch_size=3))
     everything = run_benchmark(arguments(methods=["random"], output_dir=arguments().output_dir + "_all"))

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -805,20 +804,12 @@ def environment(**more):
 
 
 @pytest.mark.parametrize("kind", [{}, {"freeze_backbone": True, "replayed_subsets": 8}], ids=["full", "replay"])
-def test_two_processes_give_the_numbers_of_one(data, tmp_path, kind):
+def test_two_processes_give_the_numbers_of_one(data, tmp_path, launch_two, kind):
     """Half the batch in each of two processes, by `accelerate launch`."""
     changes = {"max_train_steps": 4, "validation_steps": 2, "checkpointing_steps": 4, **kind}
     one = train_explainer(make_arguments(data, tmp_path / "one", **changes))
     halves = make_arguments(data, tmp_path / "two", per_device_train_batch_size=2, **changes)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(port), str(SCRIPT), *command_line(halves)]
-    env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"))
-    done = subprocess.run(launch, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
+    launch_two("train.py", *command_line(halves))
     two = json.loads((tmp_path / "two" / "all_results.json").read_text())
     assert two["num_processes"] == 2
     assert [row["step"] for row in two["history"]] == [2, 4]
