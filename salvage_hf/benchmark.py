@@ -118,22 +118,19 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
 
     names = image_names(dataset, args.image_column_name)
     targets = [images.labels[index] for index in chosen]
-    measured: dict[str, Any] = {
-        "settings": {
-            "classifier": fingerprint(v.classifier),
-            "processor": digest(processor.to_json_string()),
-            "masking": args.masking,
-            "precision": accelerator.mixed_precision,
-            "relative": {
-                **({"budget": args.budget} if args.budget else {"n_masks": args.n_masks}),
-                "images": min(args.max_relative_samples or len(chosen), len(chosen)),
-            },
-            "regions": args.mask_dir is not None,
-            "seed": args.seed,
+    settings = {
+        "classifier": fingerprint(v.classifier),
+        "processor": digest(processor.to_json_string()),
+        "masking": args.masking,
+        "precision": accelerator.mixed_precision,
+        "relative": {
+            **({"budget": args.budget} if args.budget else {"n_masks": args.n_masks}),
+            "images": min(args.max_relative_samples or len(chosen), len(chosen)),
         },
-        "ids": [names[index] for index in chosen],
-        "targets": targets,
+        "regions": args.mask_dir is not None,
+        "seed": args.seed,
     }
+    measured = {"settings": settings, "ids": [names[index] for index in chosen], "targets": targets}
     shown = examples(targets, NUM_EXAMPLES)
     about = {
         "examples": shown,
@@ -150,7 +147,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         _write_json(path, results)
     results["classification"]["labels"] = images.labels
     for name, explainer in {"classifier": None, **explainers}.items():
-        weights = made_with.get(name, {}).get("weights", measured["settings"]["classifier"])
+        weights = settings["classifier"] if explainer is None else made_with[name]["weights"]
         if results["classification"].get(name, {}).get("weights") == weights:
             continue
         predicted = predictions(accelerator, v, explainer, images, args.per_device_eval_batch_size, name)
@@ -161,7 +158,8 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             _write_json(path, results)
     for name in args.methods:
         method = attribution_methods.load(name, classifier=v, seed=args.seed, **options.get(name, {}))
-        scored = score_method(accelerator, v, method, Subset(images, chosen), args, name, made_with[name])
+        key = digest(json.dumps([measured, made_with[name]]))
+        scored = score_method(accelerator, v, method, Subset(images, chosen), args, name, key)
         results["methods"][name] = _for_json(scored, made_with[name])
         if write:
             _write_json(path, results)
@@ -205,16 +203,25 @@ def score_method(
     images: Subset,
     args: BenchmarkArguments,
     name: str,
-    made_with: dict[str, Any],
+    key: str,
 ) -> dict[str, torch.Tensor]:
     """Scores of one method, kept in maps/NAME.safetensors after every batch and continued from there.
 
+    Args:
+        accelerator: whose processes share the images.
+        v: the classifier.
+        method: what is scored.
+        images: of them, in their order.
+        args: of the benchmark.
+        name: of the method.
+        key: a digest of all that the scores depend on: a file with another one is begun anew.
+
     Returns:
         A row per image: "attributions" [I, N]; each of `SCORES` [I], NaN where undefined or not asked for; each of
-        `CURVES` as "..._curve" [I, N]; "r_srg_draw_stderr", "seconds" and "forwards" [I].
+        `CURVES` as "..._curve" [I, N]; "r_srg_stderr" (over the draws), "seconds" and "forwards" [I].
     """
     path = Path(args.output_dir, "maps", f"{name}.safetensors")
-    scored = _earlier_rows(path, made_with)
+    scored = _earlier_rows(path, key)
     accelerator.wait_for_everyone()  # all have read before one writes
     done = len(scored["attributions"]) if scored else 0
     if done == len(images):
@@ -235,16 +242,16 @@ def score_method(
         scored = {column: torch.cat([scored[column], new]) if scored else new for column, new in gathered.items()}
         bar.update(len(gathered["seconds"]))
         if accelerator.is_main_process:
-            _save_tensors(path, scored, {"made_with": json.dumps(made_with)})
+            _save_tensors(path, scored, {"key": key})
     bar.close()
     return scored
 
 
-def _earlier_rows(path: Path, made_with: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _earlier_rows(path: Path, key: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
         return {}
     with safe_open(path, framework="pt") as stored:
-        if json.loads(stored.metadata()["made_with"]) != made_with:
+        if stored.metadata()["key"] != key:
             return {}
         return {column: stored.get_tensor(column) for column in stored.keys()}  # noqa: SIM118
 

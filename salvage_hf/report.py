@@ -23,9 +23,9 @@ from .training import check_writable
 
 #: What the paper's tables of scores hold, in its order.
 SCORE_TABLES = {
-    "table1": ("Faithfulness and localisation", ("srg", "r_srg", "rma", "rra")),
-    "table2": ("Insertion and deletion", ("lif", "mif")),
-    "table3": ("Relative insertion and deletion", ("r_lif", "r_mif")),
+    "table1": ("Table 1: Faithfulness and localisation", ("srg", "r_srg", "rma", "rra")),
+    "table2": ("Table 2: Insertion and deletion", ("lif", "mif")),
+    "table3": ("Table 3: Relative insertion and deletion", ("r_lif", "r_mif")),
 }
 MODELS = {"classifier": "Classifier", "vit_shapley": "ViT-Shapley", "salvage": "Salvage"}
 
@@ -118,7 +118,7 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
     sections = []
     for name, (title, columns) in SCORE_TABLES.items():
         text = f"{marked} {what}. {_undefined(scores, columns)}".strip()
-        sections.append(Section(name, f"{_number(name)}: {title}", text, score_table(scores, columns)))
+        sections.append(Section(name, title, text, score_table(scores, columns)))
     sections.append(
         Section(
             "table4",
@@ -169,10 +169,6 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
         )
         sections.append(Section("figure6", "Figure 6: Guided and random subsets", text, likelihood))
     return sections
-
-
-def _number(name: str) -> str:
-    return name.replace("table", "Table ").replace("figure", "Figure ")
 
 
 def _how(results: Mapping[str, Any]) -> str:
