@@ -241,7 +241,9 @@ def test_the_full_subset_gives_the_classifiers_own_logits(tiny_classifier, image
 def test_the_empty_subset_is_the_same_for_all_images(tiny_classifier, images, family, masking):
     v = masked(tiny_classifier(family), masking)
     logits = v.logits(images(3), torch.zeros(3, 2, N, dtype=torch.bool))
-    assert torch.equal(logits, logits[:1, :1].expand_as(logits))
+    # Some processors' matrix products round equal rows differently; dropping computes one row for all.
+    tolerance = 0 if masking == "drop" else 1e-5
+    torch.testing.assert_close(logits, logits[:1, :1].expand_as(logits), rtol=0, atol=tolerance)
     assert logits.isfinite().all()
     # ... also in company of others
     subsets = random_subsets(2, 3)
