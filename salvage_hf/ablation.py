@@ -37,6 +37,8 @@ class AblationArguments:
 def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
     """Trains every arm with every seed, equal steps and forwards each, and scores the last models.
 
+    ViT-Shapley's objective asks for v of no patch and of all beside its subsets, of which it therefore gets two less.
+
     Finished runs are kept in ablation.json; a run that was stopped goes on from its last checkpoint.
 
     Args:
@@ -47,8 +49,14 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
         What ablation.json holds: the "settings", and of each arm and seed the "history" of its training and its scores
         per image.
     """
-    if not shared.max_train_steps or not shared.validation_dir:
-        raise ValueError("an ablation needs max_train_steps and validation_dir")
+    if not shared.max_train_steps:
+        raise ValueError("an ablation needs max_train_steps: all arms make as many")
+    if not shared.validation_dir and not shared.dataset_name:
+        raise ValueError("an ablation needs validation_dir, or a data set with a split 'validation'")
+    if shared.new_subsets < 4:
+        raise ValueError(
+            f"new_subsets must be at least 4, got {shared.new_subsets}: ViT-Shapley needs two for both ends"
+        )
     check_writable(shared.output_dir)
     path = Path(shared.output_dir) / "ablation.json"
     given = {**asdict(shared), **asdict(args)}
@@ -79,9 +87,9 @@ def train_and_score(
 ) -> dict[str, Any]:
     """One arm with one seed: its training's history, and its SRG and R-SRG per image."""
     folder = Path(shared.output_dir, name)
-    rate = shared.learning_rate
+    rate, new_subsets = shared.learning_rate, shared.new_subsets
     if objective == "vit_shapley":
-        rate = args.vit_shapley_learning_rate or 10 * rate
+        rate, new_subsets = args.vit_shapley_learning_rate or 10 * rate, new_subsets - 2
     steps = shared.max_train_steps or 0
     trained = train_explainer(
         replace(
@@ -90,6 +98,7 @@ def train_and_score(
             sampling=sampling,
             seed=seed,
             learning_rate=rate,
+            new_subsets=new_subsets,
             output_dir=str(folder),
             validation_steps=math.ceil(steps / 4),
             resume_from_checkpoint="latest" if checkpoints(folder) else None,
@@ -102,6 +111,7 @@ def train_and_score(
             explainer=str(folder / "last"),
             vit_shapley=str(folder / "last"),
             validation_dir=shared.validation_dir,
+            dataset_name=None if shared.validation_dir else shared.dataset_name,
             max_eval_samples=args.max_scored_samples,
             masking=shared.masking,
             budget=args.budget,

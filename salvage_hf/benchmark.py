@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from . import attribution_methods
-from .data import ProcessedImages, image_names, load_images, to_pictures
+from .data import ProcessedImages, content_digest, image_names, load_images, to_pictures
 from .faithfulness import rank_scores, relative_scores
 from .localization import relevance_mass_accuracy, relevance_rank_accuracy, upsample
 from .masking import MaskedClassifier, digest, fingerprint, predicted_targets, target_attributions
@@ -69,6 +69,9 @@ class BenchmarkArguments:
             raise ValueError(
                 f"no attribution method {unknown[0]!r}; there are {', '.join(attribution_methods.REGISTRY)}"
             )
+        for name in ("max_eval_samples", "max_relative_samples", "rise_masks"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if "salvage" in self.methods and not self.explainer:
             raise ValueError("the method salvage needs explainer=, a Salvage model")
         if "vit_shapley" in self.methods and not self.vit_shapley:
@@ -128,6 +131,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             "images": min(args.max_relative_samples or len(chosen), len(chosen)),
         },
         "regions": args.mask_dir is not None,
+        "content": content_digest(images, chosen),
         "seed": args.seed,
     }
     measured = {"settings": settings, "ids": [names[index] for index in chosen], "targets": targets}
@@ -139,6 +143,9 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     }
     path = Path(args.output_dir) / "results.json"
     results = earlier_results(path, measured) or {**measured, **about, "methods": {}, "classification": {}}
+    for name in args.methods:  # what is to be made anew is no result any more, should this run be stopped
+        if results["methods"].get(name, {}).get("made_with") != made_with[name]:
+            results["methods"].pop(name, None)
     write = accelerator.is_main_process
     accelerator.wait_for_everyone()  # all have read before one writes
     if write:

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Image, load_dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from .masking import digest
 from .subsets import KeyedGenerator
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,15 @@ def open_image(image: dict[str, Any] | str | Path) -> PILImage.Image:
     elif picture.mode == "F":
         raise ValueError("floating-point pixels; images of 8 or 16 bits are needed")
     return picture.convert("RGB")
+
+
+def content_digest(images: "ProcessedImages", indices: list[int]) -> str:
+    """A digest of some images' files, and of their masks."""
+    files = [
+        image["bytes"] or Path(image["path"]).read_bytes() for image in images.images[indices][images.image_column]
+    ]
+    masks = [images.masks[index].read_bytes() for index in indices] if images.masks else []
+    return digest(*(digest(file) for file in [*files, *masks]))
 
 
 def image_names(dataset: Dataset, image_column: str = "image") -> list[str]:

@@ -92,8 +92,10 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
     objective = OBJECTIVES[args.objective]
     model = SalvageModel.from_classifier(classifier.classifier, paired_values=not objective.shapley)
     model.to(accelerator.device)
+    weights = fingerprint(classifier.classifier)
     if accelerator.mixed_precision == "bf16":
-        classifier.to(torch.bfloat16)  # autocast would copy the frozen weights at every call
+        # Autocast would copy the frozen weights at every call. The sums of the residual stream are then rounded too.
+        classifier.to(torch.bfloat16)
     # Never used in a forward pass of visible patches; distributed training would wait for its gradient.
     mask_token = model.backbone.embeddings.mask_token
     if mask_token is not None:
@@ -117,7 +119,9 @@ def train_explainer(args: ExplainerArguments) -> dict[str, Any]:
         everything = torch.ones(len(batch["ids"]), 1, rows * columns, dtype=torch.bool)
         return predicted_targets(classifier.logits(batch["pixel_values"], everything)[:, 0])
 
-    store = make_store(args, accelerator, classifier, processor, train_images) if args.replayed_subsets else None
+    store = (
+        make_store(args, accelerator, classifier, weights, processor, train_images) if args.replayed_subsets else None
+    )
 
     def values_of(batch, drawn):
         """Logits of v(S) [B, M, K], and of both ends [B, 2, K] where the objective needs them, from one embedding."""
@@ -184,14 +188,24 @@ def make_store(
     args: ExplainerArguments,
     accelerator: Accelerator,
     classifier: MaskedClassifier,
+    weights: str,
     processor,
     images: ProcessedImages,
 ) -> ReplayStore:
-    """The store of a run, filled from `replay_from` where that is given; checkpoints hold it."""
+    """The store of a run, filled from `replay_from` where that is given; checkpoints hold it.
+
+    Args:
+        args: of the run.
+        accelerator: of the run.
+        classifier: whose values are kept.
+        weights: its fingerprint, before its weights were rounded.
+        processor: its image processor.
+        images: the training images.
+    """
     rows, columns = classifier.patch_grid(images[0]["pixel_values"][None])
     names = "\n".join(image_names(images.images, args.image_column_name))
     key = {
-        "classifier": fingerprint(classifier.classifier),
+        "classifier": weights,
         "masking": args.masking,
         "processor": digest(processor.to_json_string()),
         # Images without a file name are named by their number, which says little without what chose them.

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -55,29 +56,47 @@ def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float
 def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = 4) -> Figure:
     """Prediction over the share of visible patches: panel title -> line title -> curve over sizes 1..N."""
     figure, axes = _panels(panels, columns)
+    colors = _colors(panels)
     for axis, lines in zip(axes, panels.values(), strict=True):
         for name, values in lines.items():
-            axis.plot(np.arange(1, len(values) + 1) / len(values), values, label=name)
+            axis.plot(np.arange(1, len(values) + 1) / len(values), values, label=name, color=colors[name])
         axis.set_xlabel("visible patches (share)")
         axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("probability of the class")
-    axes[0].legend(fontsize=8)
+    _legend(figure, axes)
     return figure
 
 
 def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
     """A bar of the mean of repetitions, and a point for each: panel title -> bar title -> values."""
     figure, axes = _panels(panels, columns=4)
+    colors = _colors(panels)
     for axis, heights in zip(axes, panels.values(), strict=True):
         for place, (name, values) in enumerate(heights.items()):
-            axis.bar(place, np.mean(values), label=name, alpha=0.7)
+            axis.bar(place, np.mean(values), label=name, color=colors[name], alpha=0.7)
             axis.scatter([place] * len(values), values, color="black", s=12, zorder=3)
         axis.set_xticks([])
         axis.grid(alpha=0.3, axis="y")
     axes[0].set_ylabel(label)
-    axes[0].legend(fontsize=8)
+    _legend(figure, axes)
     return figure
+
+
+def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """A colour for every name, the same in all panels."""
+    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    return {name: f"C{number % 10}" for number, name in enumerate(names)}
+
+
+def _legend(figure: Figure, axes: Sequence) -> None:
+    """One legend for all panels, each name once."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    columns = min(6, len(handles))
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: str, rows: str) -> Figure:

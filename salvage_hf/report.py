@@ -203,8 +203,10 @@ def classification_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
             *shares, _ = precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
             cells = [f"{100 * share:.1f}%" for share in (accuracy_score(labels, predicted), *shares)]
             cells.append(f"{matthews_corrcoef(labels, predicted):.3f}")
+            same = np.mean(np.array(predicted) == of["classification"]["classifier"]["predictions"])
+            cells.append(f"{100 * same:.1f}%")
             rows.append([Cell(text) for text in (*([dataset] if len(results) > 1 else []), title, *cells)])
-    header = ["model", "accuracy", "precision", "recall", "F1", "MCC"]
+    header = ["model", "accuracy", "precision", "recall", "F1", "MCC", "agrees with the classifier"]
     return Table(["data set", *header] if len(results) > 1 else header, rows)
 
 

@@ -111,20 +111,24 @@ def _tensor(values: Sequence[float | None]) -> torch.Tensor:
 def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str, str]:
     """Which methods are "best" and which "second".
 
-    Best are the one with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise.
+    Best are the one with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise. A
+    method whose score is undefined for most images is not marked.
 
     Args:
-        scores: method -> values per image [I], NaN where undefined; a shorter one is of the first images.
+        scores: method -> values per image [I], NaN where undefined.
         higher_is_better: the direction of the score.
     """
-    left = {name: values if higher_is_better else -values for name, values in scores.items()}
+    left = {
+        name: values if higher_is_better else -values
+        for name, values in scores.items()
+        if values.isnan().double().mean() <= 0.5
+    }
     marks: dict[str, str] = {}
     for place in ("best", "second"):
-        known = [name for name in left if not left[name].isnan().all()]
-        if not known:
+        if not left:
             break
-        leader = max(known, key=lambda name: left[name].nanmean().item())
-        level = [name for name in known if name == leader or not_worse(left[name], left[leader])]
+        leader = max(left, key=lambda name: left[name].nanmean().item())
+        level = [name for name in left if name == leader or not_worse(left[name], left[leader])]
         marks |= dict.fromkeys(level, place)
         left = {name: values for name, values in left.items() if name not in level}
     return marks
@@ -138,11 +142,10 @@ def not_worse(values: torch.Tensor, leader: torch.Tensor, resamples: int = 10_00
         resamples: samples of as many images with replacement, drawn with a fixed seed.
         level: of the test.
     """
-    shared = min(len(values), len(leader))
-    differences = leader[:shared] - values[:shared]
+    differences = leader - values
     differences = differences[~differences.isnan()]
     if not len(differences):
-        return False
+        return True
     generator = torch.Generator().manual_seed(0)
     at_most_zero = 0
     for part in torch.arange(resamples).split(1000):

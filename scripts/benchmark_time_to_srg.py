@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class TimeBenchmarkArguments:
     max_eval_samples: int = arg(200, "Validate on this many of them.")
     seconds: float = arg(3600.0, "Time of the paper's loop.")
     learning_rates: list[float] = field(
-        default_factory=lambda: [3e-5, 1e-4, 3e-4],
+        default_factory=lambda: [1e-5, 3e-5, 1e-4],
         metadata={"help": "Of the paper's loop, each tried for a sixth of the time."},
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the cheaper recipe."})
@@ -61,12 +62,17 @@ class Runs:
     def __init__(self, args: TimeBenchmarkArguments):
         self.args, self.path = args, Path(args.output_dir, "results.json")
         self.done: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        settings = {name: value for name, value in vars(args).items() if name not in ("seeds", "output_dir")}
+        if self.done.setdefault("settings", settings) != settings:
+            sys.exit(f"{str(self.path)!r} holds runs with other arguments: {self.done['settings']}")
 
     def keep(self, name: str, made) -> Any:
         """What the run of this name has given, or gives now."""
         if name not in self.done:
             self.done[name] = made()
-            self.path.write_text(json.dumps(self.done, indent=1) + "\n")
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.done, indent=1) + "\n")
+            partial.rename(self.path)
         return self.done[name]
 
     def train(self, name: str, steps: int, validations: int, **options) -> dict[str, Any]:

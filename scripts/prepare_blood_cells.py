@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--validation_share", type=float, default=0.25, help="of the photographs")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     args = parser.parse_args()
+    there = [name for name in ("train", "val", "val_masks") if Path(args.output_dir, name).exists()]
+    if there:
+        parser.error(f"--output_dir {args.output_dir!r} holds {there} already: crops of two runs must not mix")
     lines = Path(args.image_dir, "metadata.jsonl").read_text().splitlines()
     records = sorted((json.loads(line) for line in lines), key=lambda record: record["file_name"])
     if not any(args.category in record["objects"]["category"] for record in records):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from transformers import AutoModel
@@ -39,7 +40,7 @@ def arguments(tiny_classifier, save_processor, tmp_path, monkeypatch):
                 "output_dir": str(tmp_path / "out"),
                 "max_train_steps": 4,
                 "per_device_train_batch_size": 4,
-                "new_subsets": 2,
+                "new_subsets": 4,
                 "learning_rate": 1e-3,
                 **changes,
             }
@@ -53,14 +54,15 @@ def test_every_arm_is_trained_once_with_its_own_recipe(arguments, monkeypatch, t
     runs, train = [], ablation.train_explainer
 
     def remember(args):
-        runs.append((args.objective, args.sampling, args.seed, args.learning_rate, args.max_train_steps))
+        forwards = args.new_subsets + 2 * (args.objective == "vit_shapley")  # both ends, by its loss
+        runs.append((args.objective, args.sampling, args.seed, args.learning_rate, args.max_train_steps, forwards))
         return train(args)
 
     monkeypatch.setattr(ablation, "train_explainer", remember)
     first = run_ablation(*arguments(seeds=[0]))
     both = run_ablation(*arguments())  # as after a stop: what is done is not done again
     assert runs == [
-        (objective, sampling, seed, rate, 4)
+        (objective, sampling, seed, rate, 4, 4)
         for seed in (0, 1)
         for objective, sampling, rate in (
             ("vit_shapley", "uniform", 1e-2),  # ten times the other, as in the paper
@@ -98,15 +100,23 @@ def test_scores_are_those_of_the_last_model(arguments, tmp_path):
             assert len(arms[name]["0"][score]) == 5
 
 
-def test_a_stopped_training_goes_on_from_its_checkpoint(arguments, monkeypatch):
+def test_a_stopped_training_goes_on_from_its_checkpoint(arguments, monkeypatch, tmp_path):
     whole = run_ablation(*arguments(seeds=[0]))
-    changes = {"output_dir": arguments()[1].output_dir + "_stopped", "checkpointing_steps": 2}
-    score = ablation.run_benchmark
-    monkeypatch.setattr(ablation, "run_benchmark", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    changes = {"output_dir": str(tmp_path / "stopped"), "checkpointing_steps": 2}
+    steps, step = [], torch.optim.AdamW.step
+
+    def stopped_at_the_fourth(self, *inputs, **options):
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append("before")
+        return step(self, *inputs, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stopped_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         run_ablation(*arguments(seeds=[0], **changes))
-    monkeypatch.setattr(ablation, "run_benchmark", score)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **o: steps.append("after") or step(self, *a, **o))
     resumed = run_ablation(*arguments(seeds=[0], **changes))
+    assert steps == ["before"] * 3 + ["after"] * (2 + 4 + 4)  # of the first arm only the two steps since its checkpoint
     for name in ablation.ARMS:
         assert resumed["arms"][name]["0"]["srg"] == pytest.approx(whole["arms"][name]["0"]["srg"], abs=1e-5)
 
@@ -124,8 +134,12 @@ def test_one_run_follows_another_in_two_processes(arguments, launch_two, tmp_pat
 
 
 def test_messages(arguments):
-    with pytest.raises(ValueError, match="an ablation needs max_train_steps and validation_dir"):
+    with pytest.raises(ValueError, match="an ablation needs max_train_steps"):
+        run_ablation(*arguments(max_train_steps=None))
+    with pytest.raises(ValueError, match="an ablation needs validation_dir, or a data set"):
         run_ablation(*arguments(validation_dir=None))
+    with pytest.raises(ValueError, match="new_subsets must be at least 4, got 2"):
+        run_ablation(*arguments(new_subsets=2))
     run_ablation(*arguments(seeds=[0], max_train_steps=1))
     with pytest.raises(ValueError, match=r"other arguments \(before, now\): {'max_train_steps': \(1, 2\)}"):
         run_ablation(*arguments(seeds=[0], max_train_steps=2))

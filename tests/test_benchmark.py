@@ -1,6 +1,7 @@
 """The comparison of methods: resumable, independent of batch size, and right."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -171,6 +172,45 @@ def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, 
     assert weights[0] != weights[1]
 
 
+def test_a_stopped_run_leaves_no_scores_of_other_weights(arguments, scored, tmp_path):
+    """Scores of the earlier explainer may not stand beside predictions of the new one."""
+    run_benchmark(arguments(methods=["salvage", "random"]))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    scored.stop_at = len(scored)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(arguments(methods=["salvage", "random"]))
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["methods"]) == ["random"]
+
+
+def test_one_label(arguments, tiny_classifier, tmp_path):
+    """Without and with the label: targets 0 and 1, and a map of 0 is that of 1 with its sign changed."""
+    classifier = tiny_classifier("dinov2_with_registers", num_labels=1)
+    classifier.config.id2label, classifier.config.label2id = {0: "LABEL_1"}, {"LABEL_1": 0}
+    classifier.save_pretrained(tmp_path / "classifier")
+    explainer = SalvageModel.from_classifier(classifier)
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    shutil.rmtree(tmp_path / "images" / "LABEL_2")
+    results = run_benchmark(arguments(methods=["salvage"], max_eval_samples=6))
+    assert results["targets"] == [int("LABEL_1" in name) for name in results["ids"]]
+    assert results["label_names"] == ["LABEL_1"]
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
+    maps = load_file(tmp_path / "out" / "maps" / "salvage.safetensors")["attributions"]
+    wrong, kept = results["misclassified"], load_file(tmp_path / "out" / "misclassified.safetensors")
+    assert wrong["ids"]
+    for names, targets, drawn in (
+        (results["ids"], results["targets"], maps),
+        (wrong["ids"], wrong["predicted"], kept["predicted"]),
+        (wrong["ids"], wrong["true"], kept["true"]),
+    ):
+        for name, target, values in zip(names, targets, drawn, strict=True):
+            pixels = processor(open_image(tmp_path / "images" / name), return_tensors="pt")["pixel_values"]
+            expected = explainer(pixels).attributions[0, :, 0].detach() * (1 if target == 1 else -1)
+            torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_methods_come_one_by_one_into_the_same_results(arguments):
     together = run_benchmark(arguments(methods=["salvage"], per_device_eval_batch_size=3))
     together = run_benchmark(arguments(methods=["random"], explainer=""))
@@ -178,9 +218,9 @@ def test_methods_come_one_by_one_into_the_same_results(arguments):
     assert len(together["classification"]["salvage"]["predictions"]) == 9
 
 
-@pytest.mark.parametrize("change", ["n_masks", "budget", "images", "classifier"])
+@pytest.mark.parametrize("change", ["n_masks", "budget", "images", "classifier", "pixels"])
 def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments, tmp_path, change):
-    run_benchmark(arguments(methods=["random"]))
+    results = run_benchmark(arguments(methods=["random"]))
     before = (tmp_path / "out" / "results.json").read_text()
     changes, told = {"methods": ["random"]}, "settings"
     if change == "n_masks":
@@ -189,6 +229,8 @@ def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments
         changes["budget"] = 20
     elif change == "images":
         changes["max_eval_samples"], told = 2, "settings and ids and targets"
+    elif change == "pixels":
+        Image.new("RGB", (20, 20)).save(tmp_path / "images" / results["ids"][0])
     else:
         weights = load_file(tmp_path / "classifier" / "model.safetensors")
         weights["classifier.bias"] += 1
@@ -307,6 +349,8 @@ def test_regions(arguments, tmp_path):
 def test_messages(arguments):
     with pytest.raises(ValueError, match="no attribution method 'guesswork'; there are salvage"):
         arguments(methods=["guesswork"])
+    with pytest.raises(ValueError, match="max_relative_samples must be at least 1, got 0"):
+        arguments(max_relative_samples=0)
     with pytest.raises(ValueError, match="the method salvage needs explainer="):
         arguments(explainer="")
 

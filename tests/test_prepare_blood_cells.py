@@ -61,9 +61,19 @@ def test_crops_and_masks_show_the_platelets(prepare):
 
 
 def test_the_seed_makes_the_crops(prepare, tmp_path):
-    first = {file.name: file.read_bytes() for file in (prepare() / "train" / "platelet").glob("*.png")}
-    again = {file.name: file.read_bytes() for file in (prepare() / "train" / "platelet").glob("*.png")}
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        prepare("--output_dir", str(folder))
+    first, again = ({file.name: file.read_bytes() for file in (f / "train").rglob("*.png")} for f in folders)
     assert first == again
+
+
+def test_crops_of_two_runs_do_not_mix(prepare, capsys):
+    """A photograph that one run has for training could be another's for validation."""
+    prepare()
+    with pytest.raises(SystemExit):
+        prepare("--seed", "1")
+    assert "holds ['train', 'val', 'val_masks'] already" in capsys.readouterr().err
 
 
 def test_an_unknown_category(prepare, capsys):

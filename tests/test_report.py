@@ -135,7 +135,8 @@ def test_classification_is_that_of_the_confusion_matrix(make_benchmark, tmp_path
         shares.append((precision, recall, 2 * precision * recall / (precision + recall)))
     accuracy = np.mean(np.array(labels) == predicted)
     expected = [f"{100 * share:.1f}%" for share in (accuracy, *np.mean(shares, axis=0))]
-    assert rows["Salvage"] == [*expected, f"{matthews_corrcoef(labels, predicted):.3f}"]
+    same = np.mean(np.array(predicted) == results["classification"]["classifier"]["predictions"])
+    assert rows["Salvage"] == [*expected, f"{matthews_corrcoef(labels, predicted):.3f}", f"{100 * same:.1f}%"]
 
 
 def test_correctness_matrix(make_benchmark):
@@ -164,6 +165,21 @@ def test_figure_2_shows_the_three_best_and_random(make_benchmark):
     assert list(lines) == ["RISE", "Salvage", "Random"]
     curves = methods["rise"]["curves"]
     np.testing.assert_allclose(lines["RISE"], np.array(curves["r_lif"]) - curves["r_mif"])
+
+
+def test_a_method_has_one_colour_in_all_panels(make_benchmark):
+    _, pets = make_benchmark()
+    _, cells = make_benchmark("cells", seed=1)
+    for results, order in ((pets, ("salvage", "rise", "vit_shapley")), (cells, ("vit_shapley", "salvage", "rise"))):
+        for name in METHODS:
+            results["methods"][name]["srg"] = [0.9 - 0.1 * order.index(name) if name in order else 0.1] * 8
+    figure = report.cardinality_curves({"Pets": titled_scores(pets), "Cells": titled_scores(cells)})
+    (legend,) = figure.legends
+    lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    shown = {text.get_text(): line.get_color() for text, line in lines}
+    assert set(shown) == {"Salvage", "RISE", "ViT-Shapley", "Random"}
+    for axis in figure.axes:
+        assert {line.get_label(): line.get_color() for line in axis.get_lines()} == shown
 
 
 def test_figure_6_is_the_mean_of_both_directions(make_benchmark):

@@ -42,9 +42,15 @@ def test_marks_follow_the_pairs_and_not_the_spread():
 def test_images_without_a_value_are_left_out_of_the_pairs():
     nan = float("nan")
     leader = torch.tensor([0.9, 0.9, 0.9, nan, 0.9], dtype=torch.float64)
-    other = torch.tensor([0.1, 0.2, nan, 0.9], dtype=torch.float64)  # of the first four images
+    other = torch.tensor([0.1, 0.2, nan, 0.9, nan], dtype=torch.float64)
     assert not not_worse(other, leader)
     assert mark({"a": leader, "b": torch.full((5,), nan)}, True) == {"a": "best"}
+
+
+def test_a_method_that_is_defined_on_few_images_wins_no_column():
+    nan = float("nan")
+    rarely = torch.tensor([1.0, *[nan] * 9], dtype=torch.float64)
+    assert mark({"always": torch.full((10,), 0.5).double(), "rarely": rarely}, True) == {"always": "best"}
 
 
 def test_score_table():
