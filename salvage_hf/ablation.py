@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from .benchmark import BenchmarkArguments, run_benchmark
 from .explainer_training import ExplainerArguments, train_explainer
-from .faithfulness import mean_and_stderr
+from .tables import percent
 from .training import FREE_ARGUMENTS, arg, check_writable, checkpoints
 
 #: Title, objective and sampling of every arm.
@@ -128,9 +128,7 @@ def ablation_table(ablation: dict[str, Any]) -> str:
     """Scores of every arm in percent as Markdown, mean ± standard error over seeds."""
     lines = ["| arm | SRG ↑ | R-SRG ↑ |", "|---|---|---|"]
     for name, runs in ablation["arms"].items():
-        cells = []
-        for score in ("srg", "r_srg"):
-            mean, stderr = mean_and_stderr(torch.tensor([sum(run[score]) / len(run[score]) for run in runs.values()]))
-            cells.append(f"{100 * mean:.1f} ± {100 * stderr:.1f}")
+        means = [[sum(run[score]) / len(run[score]) for run in runs.values()] for score in ("srg", "r_srg")]
+        cells = [percent(torch.tensor(of_seeds)) for of_seeds in means]
         lines.append(f"| {ARMS[name][0]} | {' | '.join(cells)} |")
     return "\n".join(lines)
