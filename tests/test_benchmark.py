@@ -127,9 +127,22 @@ def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path,
     assert torch.equal(*maps)
 
 
-def test_two_processes_give_the_results_of_one(arguments, launch_two, tmp_path):
+@pytest.fixture
+def mask_dir(arguments, tmp_path):
+    """Masks of the upper half of every image; the third image of a class shows no region."""
+    for file in (tmp_path / "images").rglob("*.png"):
+        mask = np.zeros((20, 20), dtype=np.uint8)
+        mask[:10] = 255 * (file.stem != "2")
+        target = tmp_path / "masks" / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(target)
+    return str(tmp_path / "masks")
+
+
+def test_two_processes_give_the_results_of_one(arguments, mask_dir, launch_two, tmp_path):
     """7 images in batches of 2 and 2 processes: the last batches are filled up, and what fills them is dropped."""
-    options = {"methods": ["salvage", "rise", "random"], "rise_masks": 20, "per_device_eval_batch_size": 2}
+    methods = ["salvage", "rise", "random"]
+    options = {"methods": methods, "rise_masks": 20, "per_device_eval_batch_size": 2, "mask_dir": mask_dir}
     one = run_benchmark(arguments(**options, max_relative_samples=5))
     args = arguments(**options, max_relative_samples=5, output_dir=str(tmp_path / "two"))
     words = [
@@ -315,17 +328,9 @@ def test_mixed_precision_is_of_masked_forwards_alone(arguments, monkeypatch, tmp
     assert 0 < np.abs(scores[0] - scores[1]).max() < 0.02
 
 
-def test_regions(arguments, tmp_path):
+def test_regions(arguments, mask_dir, tmp_path):
     """RRA and RMA through the benchmark: the mask as the model sees the image, the map on its pixels."""
-    for file in (tmp_path / "images").rglob("*.png"):
-        mask = np.zeros((20, 20), dtype=np.uint8)
-        mask[:10] = 255 * (file.stem != "2")  # the third image of a class shows no region
-        target = tmp_path / "masks" / file.parent.name / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask).save(target)
-    results = run_benchmark(
-        arguments(methods=["random"], mask_dir=str(tmp_path / "masks"), per_device_eval_batch_size=3)
-    )
+    results = run_benchmark(arguments(methods=["random"], mask_dir=mask_dir, per_device_eval_batch_size=3))
     maps = load_file(tmp_path / "out" / "maps" / "random.safetensors")["attributions"]
     for score in ("rra", "rma"):
         for name, value, row in zip(results["ids"], results["methods"]["random"][score], maps, strict=True):
