@@ -27,8 +27,10 @@ class ExplainerArguments(LoopArguments):
     model_name_or_path: str = arg("", "The frozen classifier to explain: a name on the Hub or a folder.")
     masking: str = arg("drop", f"How patches are hidden from the classifier: {', '.join(MASKINGS)}.")
     objective: str = arg("salvage", f"What is minimised: {', '.join(OBJECTIVES)}.")
-    sampling: str = arg(
-        "guided", "Subsets: guided by the attributions (Algorithm 3), or uniform: by the objective's own law."
+    sampling: str | None = arg(
+        None,
+        "Subsets: guided by the attributions (Algorithm 3), or uniform: by the objective's own law. When not given, "
+        "guided for salvage and uniform for the others, as published.",
     )
     shapley_sampler: str = arg(
         "exact", "That of ViT-Shapley and FastSHAP: exact, or as published, whose sizes stray from the kernel's."
@@ -45,9 +47,15 @@ class ExplainerArguments(LoopArguments):
     )
 
     def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}")
+        shapley = OBJECTIVES[self.objective].shapley
+        if self.sampling is None:
+            self.sampling = "uniform" if shapley else "guided"
+        if self.learning_rate is None and shapley:
+            self.learning_rate = 1e-4
         super().__post_init__()
         choices = {
-            "objective": tuple(OBJECTIVES),
             "sampling": ("guided", "uniform"),
             "shapley_sampler": ("exact", "published"),
             "target": ("label", "predicted"),

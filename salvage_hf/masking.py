@@ -189,9 +189,11 @@ class MaskedClassifier(nn.Module):
         return self.check_tokens().num_prefix_tokens(self.config)
 
     def check_tokens(self) -> _Family:
-        """The classifier's family; ValueError where it is no vision transformer of a known one."""
+        """The classifier's family; ValueError where it is no vision transformer of a known one with these patches."""
         if self._family is None:
             raise ValueError(f"a {self.config.model_type} model has no tokens; needed is one of {', '.join(_FAMILIES)}")
+        if self.patch_size != self.config.patch_size:
+            raise ValueError(f"tokens are patches of {self.config.patch_size} pixels, got patch_size={self.patch_size}")
         return self._family
 
     @property

@@ -82,7 +82,9 @@ class LoopArguments:
     per_device_train_batch_size: int = arg(64, "Images a step and process.")
     per_device_eval_batch_size: int = arg(64, "Images a validation step and process.")
     gradient_accumulation_steps: int = arg(1, "Batches an optimizer step.")
-    learning_rate: float = arg(1e-5, "Peak learning rate of AdamW.")
+    learning_rate: float | None = arg(
+        None, "Peak learning rate of AdamW; when not given, 1e-5, and 1e-4 for ViT-Shapley and FastSHAP, as published."
+    )
     weight_decay: float = arg(1e-5, "Weight decay of AdamW.")
     num_train_epochs: int = arg(50, "Passes over the training images.")
     max_train_steps: int | None = arg(None, "Optimizer steps, in place of epochs.")
@@ -107,6 +109,8 @@ class LoopArguments:
     hub_token: str | None = arg(None, "Token for the upload.")
 
     def __post_init__(self):
+        if self.learning_rate is None:
+            self.learning_rate = 1e-5
         steps = self.checkpointing_steps
         if isinstance(steps, str) and steps != "epoch":
             if not steps.isdigit():
@@ -255,6 +259,7 @@ def fit(
             f"{len(train_dataset)} training images are less than one batch of {args.per_device_train_batch_size} "
             f"in each of {accelerator.num_processes} processes"
         )
+    assert args.learning_rate is not None  # __post_init__ has set it
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=args.learning_rate, weight_decay=args.weight_decay
     )

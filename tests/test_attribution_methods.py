@@ -234,6 +234,31 @@ def test_one_label_changes_sign_for_target_0(tiny_classifier, salvage_model, ima
     torch.testing.assert_close(maps, torch.stack([values[0], -values[1]]))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_targets_are_one_class_an_image(build, images, name):
+    method, _ = build(name)
+    with pytest.raises(ValueError, match=r"targets must be one class an image, \[2\], got shape \[1\]"):
+        method(images(2), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"targets contain 3; the classifier's labels are 0\.\.2"):
+        method(images(2), torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("name", ["lrp", "gradcam", "ablationcam", "last_attention", "rise"])
+def test_maps_of_a_bfloat16_classifier_are_float32(tiny_classifier, images, name):
+    v = MaskedClassifier(tiny_classifier("dinov2").to(torch.bfloat16))
+    method = attribution_methods.load(name, classifier=v, **CHEAP.get(name, {}))
+    maps = method(images(2).to(torch.bfloat16), torch.tensor([0, 2]))
+    assert maps.dtype == torch.float32
+    assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["lrp", "last_attention", "eigencam"])
+def test_methods_on_tokens_need_the_models_own_patches(tiny_classifier, images, name):
+    v = MaskedClassifier(tiny_classifier("vit"), masking="zero", patch_size=8)
+    with pytest.raises(ValueError, match="tokens are patches of 4 pixels, got patch_size=8"):
+        attribution_methods.load(name, classifier=v)(images(1), torch.tensor([0]))
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones(tiny_classifier):
     with pytest.raises(ValueError, match=r"no attribution method 'grad'; there are ablationcam, .*salvage"):
         attribution_methods.load("grad", classifier=MaskedClassifier(tiny_classifier()))
@@ -300,7 +325,7 @@ def slow_gradcam_plus_plus(v, pixel_values, target, num_prefix):
     first, second, third = score * gradient, score * gradient**2, score * gradient**3
     weights = []
     for channel in range(tokens.shape[1]):
-        inner = (tokens[:, channel] * third[:, channel]).sum()
+        inner = tokens[:, channel].sum() * third[:, channel]  # eq. 19: the sum is of the features alone
         alpha = second[:, channel] / (2 * second[:, channel] + inner)
         weights.append((alpha * first[:, channel].clamp(min=0)).sum() / score)
     return [max(0.0, float(sum(w * f for w, f in zip(weights, patch, strict=True)))) for patch in tokens]
@@ -483,7 +508,7 @@ def test_a_walk_gives_the_classifiers_logits(tiny_classifier, images, family, ru
     v = MaskedClassifier(tiny_classifier(family))
     with torch.no_grad():
         expected = v.classifier(images(2)).logits
-        logits, attentions, _ = walk(v, v.embed_tokens(images(2)), rules())
+        logits, attentions = walk(v, v.embed_tokens(images(2)), rules())
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert len(attentions) == v.config.num_hidden_layers
 
@@ -492,7 +517,7 @@ def test_a_walk_through_gated_layers(tiny_classifier, images):
     v = MaskedClassifier(tiny_classifier("dinov2", use_swiglu_ffn=True))
     for rules in (Rules, _BeyondAttentionRules, _ConservativeRules):
         with torch.no_grad():
-            logits, _, _ = walk(v, v.embed_tokens(images(2)), rules())
+            logits, _ = walk(v, v.embed_tokens(images(2)), rules())
             torch.testing.assert_close(logits, v.classifier(images(2)).logits, rtol=1e-4, atol=1e-4)
 
 
@@ -504,7 +529,6 @@ class SlowRelevance:
         self.forward(pixel_values.double())
         self.maps = [None] * len(self.blocks)
         relevance = self.head(target)
-        self.row = relevance.sum(dim=-1).clamp(min=0)
         for number in reversed(range(len(self.blocks))):
             relevance = self.block(number, relevance)
 
@@ -603,10 +627,10 @@ def test_lrp_equals_its_slow_twin(build, images, family):
         alone = pixel_values[image : image + 1]
         gradients = attention_gradients(v.classifier, alone, target)
         slow = SlowRelevance(MaskedClassifier(copy.deepcopy(v.classifier)), alone, target)
-        rollout = torch.eye(len(slow.row)).double()
+        rollout = identity = torch.eye(FAMILIES[family] + N).double()
         for gradient, relevance in zip(gradients, slow.maps, strict=True):
-            rollout = (torch.eye(len(slow.row)) + (gradient * relevance).clamp(min=0).mean(dim=0)) @ rollout
-        expected = (slow.row @ rollout)[FAMILIES[family] :]
+            rollout = (identity + (gradient * relevance).clamp(min=0).mean(dim=0)) @ rollout
+        expected = rollout[0, FAMILIES[family] :]
         torch.testing.assert_close(maps[image].double(), expected, rtol=1e-3, atol=1e-6)
         assert maps[image].std() > 1e-5
 

@@ -793,6 +793,14 @@ def test_the_defaults_are_the_papers_recipe():
     assert args.freeze_backbone is False
 
 
+@pytest.mark.parametrize("objective", ["vit_shapley", "fastshap"])
+def test_shapley_objectives_have_their_own_recipe(objective):
+    args = ExplainerArguments(model_name_or_path="x", objective=objective)
+    assert (args.sampling, args.learning_rate) == ("uniform", 1e-4)
+    asked = ExplainerArguments(model_name_or_path="x", objective=objective, sampling="guided", learning_rate=1e-3)
+    assert (asked.sampling, asked.learning_rate) == ("guided", 1e-3)
+
+
 @pytest.mark.parametrize(("word", "value"), [("epoch", "epoch"), ("20", 20)])
 def test_checkpointing_steps_on_the_command_line(word, value):
     args = HfArgumentParser(LoopArguments).parse_args_into_dataclasses(["--checkpointing_steps", word])[0]

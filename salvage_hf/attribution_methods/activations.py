@@ -60,14 +60,15 @@ def features_of(model: nn.Module, grid: FeatureGrid, pixel_values: torch.Tensor)
 def eigencam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """EigenCAM: the features of each patch projected on their first right singular vector; the same for every class.
 
-    The sign of a singular vector is arbitrary: the one that makes the map's sum positive is taken.
+    The sign of a singular vector is arbitrary: the one that makes the map's sum positive is taken. The features are not
+    centred, as published; pytorch-grad-cam centres them.
     """
     model, grid = model_with_feature_grid(classifier)
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
         grid.grid_size = classifier.patch_grid(pixel_values)
-        features, _ = features_of(model, grid, pixel_values.to(classifier.device))
+        features, _ = features_of(model, grid, pixel_values)
         features = features.float().flatten(2).transpose(1, 2)  # [B, N, D]
         _, _, right = torch.linalg.svd(features, full_matrices=False)
         maps = (features @ right[:, 0, :, None])[..., 0]
@@ -111,10 +112,10 @@ def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
         entering = []
         handle = last.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
         try:
-            features, logits = features_of(model, grid, pixel_values.to(classifier.device))
+            features, logits = features_of(model, grid, pixel_values)
         finally:
             handle.remove()
-        tokens, targets = entering[0], targets.to(classifier.device)
+        tokens = entering[0]
         batch_size, num_channels = features.shape[:2]
         rows = torch.arange(batch_size * num_channels, device=tokens.device)
         losses = []
@@ -158,7 +159,6 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
-        pixel_values, targets = pixel_values.to(classifier.device), targets.to(classifier.device)
         grid.grid_size = classifier.patch_grid(pixel_values)
         features, logits = features_of(model, grid, pixel_values)
         whole = target_probability(activation(logits)[:, None], targets)[:, 0]

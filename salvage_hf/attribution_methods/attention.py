@@ -87,6 +87,6 @@ def _attention_maps(classifier: MaskedClassifier) -> Callable[[torch.Tensor], tu
 
     @torch.no_grad()
     def attentions(pixel_values):
-        return model(pixel_values.to(model.device), output_attentions=True).attentions, num_prefix
+        return model(pixel_values, output_attentions=True).attentions, num_prefix
 
     return attentions

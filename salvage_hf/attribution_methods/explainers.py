@@ -15,14 +15,14 @@ def salvage(classifier: MaskedClassifier, explainer, seed: int = 0) -> Method:
     """Salvage's phi+ - phi- of the target class.
 
     Args:
-        classifier: only its device is used.
+        classifier: the explainer is moved to its device.
         explainer: a `SalvageModel`, its folder or its name on the Hub.
     """
     model = _loaded(explainer, classifier, paired_values=True)
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
-        return target_attributions(model(pixel_values.to(model.device)).attributions, targets.to(model.device))
+        return target_attributions(model(pixel_values).attributions, targets)
 
     return attribute
 
@@ -39,10 +39,10 @@ def vit_shapley(classifier: MaskedClassifier, explainer, seed: int = 0) -> Metho
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
-        values = model(pixel_values.to(model.device)).attributions
+        values = model(pixel_values).attributions
         ends = torch.tensor([False, True], device=values.device)[:, None].expand(len(values), -1, values.shape[1])
-        empty, full = classifier.probabilities(pixel_values.to(classifier.device), ends).unbind(1)
-        return target_attributions(additive_efficient(values, full, empty), targets.to(model.device))
+        empty, full = classifier.probabilities(pixel_values, ends).unbind(1)
+        return target_attributions(additive_efficient(values, full, empty), targets)
 
     return attribute
 

@@ -10,9 +10,9 @@ from .registry import Method, patch_sums, register, target_logits
 
 def _pixel_gradients(classifier: MaskedClassifier, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Gradient of the target's logit by the pixels, [B, C, H, W]."""
-    pixel_values = pixel_values.detach().to(classifier.device).requires_grad_()
+    pixel_values = pixel_values.detach().requires_grad_()
     with torch.enable_grad():
-        score = target_logits(classifier.classifier(pixel_values).logits, targets.to(classifier.device))
+        score = target_logits(classifier.classifier(pixel_values).logits, targets)
         return torch.autograd.grad(score.sum(), pixel_values)[0]
 
 
@@ -38,8 +38,10 @@ def smoothgrad(classifier: MaskedClassifier, seed: int = 0, num_samples: int = 5
         noise_level: standard deviation of the Gaussian noise, as a share of the image's range of values.
     """
 
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
     def attribute(pixel_values, targets):
-        pixel_values = pixel_values.to(classifier.device)
         generator = KeyedGenerator((seed, 1), image_keys(pixel_values))
         span = pixel_values.amax(dim=(1, 2, 3)) - pixel_values.amin(dim=(1, 2, 3))
         total = torch.zeros_like(pixel_values)
@@ -66,7 +68,7 @@ def integrated_gradients(classifier: MaskedClassifier, seed: int = 0, num_steps:
         return target_logits(classifier.classifier(pixel_values).logits, targets)
 
     def attribute(pixel_values, targets):
-        pixel_values, targets = pixel_values.detach().to(classifier.device), targets.to(classifier.device)
+        pixel_values = pixel_values.detach()
         with torch.enable_grad():
             attributions = IntegratedGradients(score).attribute(
                 pixel_values, additional_forward_args=targets, n_steps=num_steps, internal_batch_size=len(pixel_values)
@@ -87,7 +89,7 @@ def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
         return target_logits(model(pixel_values).logits, targets)
 
     def attribute(pixel_values, targets):
-        pixel_values, targets = pixel_values.detach().to(classifier.device), targets.to(classifier.device)
+        pixel_values = pixel_values.detach()
         grid.grid_size = classifier.patch_grid(pixel_values)
         with torch.enable_grad():
             maps = LayerGradCam(score, grid.view).attribute(
@@ -104,14 +106,14 @@ def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
     model, grid = model_with_feature_grid(classifier)
 
     def attribute(pixel_values, targets):
-        pixel_values, targets = pixel_values.detach().to(classifier.device), targets.to(classifier.device)
+        pixel_values = pixel_values.detach()
         grid.grid_size = classifier.patch_grid(pixel_values)
         with torch.enable_grad():
             features, logits = features_of(model, grid, pixel_values.requires_grad_())
             gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0]
         features = features.detach()
         # Y = exp(score): its derivatives are Y g, Y g^2 and Y g^3, and Y cancels in alpha (eq. 19 of the paper).
-        total = (features * gradients**3).sum(dim=(2, 3), keepdim=True)
+        total = features.sum(dim=(2, 3), keepdim=True) * gradients**3
         denominator = 2 * gradients**2 + total
         alpha = torch.where(denominator != 0, gradients**2 / torch.where(denominator != 0, denominator, 1), 0)
         weights = (alpha * gradients.relu()).sum(dim=(2, 3), keepdim=True)

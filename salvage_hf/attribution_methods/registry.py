@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..masking import MaskedClassifier
+from ..masking import MaskedClassifier, check_targets
 
-#: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions [B, N]
+#: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions float32 [B, N]; `load` brings both to the classifier.
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -44,10 +44,23 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
         classifier: the classifier to explain.
         seed: of the methods that draw; the others ignore it.
         options: of the method itself (`explainer=` for "salvage", `num_masks=` for "rise").
+
+    Returns:
+        The method; it raises ValueError where `targets` are not one class an image.
     """
     if name not in REGISTRY:
         raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
-    return REGISTRY[name].build(classifier=classifier, seed=seed, **options)
+    method = REGISTRY[name].build(classifier=classifier, seed=seed, **options)
+
+    def attribute(pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if targets.shape != pixel_values.shape[:1]:
+            raise ValueError(
+                f"targets must be one class an image, [{len(pixel_values)}], got shape {list(targets.shape)}"
+            )
+        check_targets(targets, classifier.num_labels)
+        return method(pixel_values.to(classifier.device), targets.to(classifier.device)).float()
+
+    return attribute
 
 
 def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -56,14 +56,11 @@ class Rules:
         return tokens.mean(dim=1)
 
 
-def walk(
-    classifier: MaskedClassifier, tokens: torch.Tensor, rules: Rules
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+def walk(classifier: MaskedClassifier, tokens: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The classifier on embedded tokens [B, P + N, D] under some rules.
 
     Returns:
-        logits [B, K]; attention probabilities of every block, [B, heads, P + N, P + N] each; the tokens that the head
-        sees [B, P + N, D].
+        logits [B, K]; attention probabilities of every block, [B, heads, P + N, P + N] each.
     """
     model = classifier.classifier
     attentions = []
@@ -81,7 +78,7 @@ def walk(
         x = _mlp(rules, block.mlp, rules.norm(getattr(block, second_norm), tokens))
         tokens = rules.add(tokens, _layer_scaled(rules, block, "layer_scale2", x))
     tokens = rules.norm(model.base_model.layernorm, tokens)
-    return _head(rules, classifier, tokens), attentions, tokens
+    return _head(rules, classifier, tokens), attentions
 
 
 def _layer_scaled(rules: Rules, block: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -216,28 +213,25 @@ class _BeyondAttentionRules(Rules):
 def lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """LRP beyond attention: relevance through all layers, then the rollout of I + mean of heads (gradient relevance)+.
 
-    As published, but for the last step: there the row of CLS is read. Where the head averages the patches as well
-    (DINOv2), rows are weighted by the relevance of the tokens that the head sees, which is the row of CLS where it sees
-    nothing else.
+    As published, CLS's row of the rollout is the map, also where the head averages the patches beside CLS (DINOv2).
     """
     classifier.check_tokens()
     rules = _BeyondAttentionRules()
 
     def attribute(pixel_values, targets):
-        targets = targets.to(classifier.device)
         with torch.no_grad():
-            tokens = classifier.embed_tokens(pixel_values.to(classifier.device))
+            tokens = classifier.embed_tokens(pixel_values)
         with torch.enable_grad():
             tokens = tokens.detach().requires_grad_()
-            logits, attentions, _ = walk(classifier, tokens, Rules())
+            logits, attentions = walk(classifier, tokens, Rules())
             gradients = torch.autograd.grad(target_logits(logits, targets).sum(), attentions)
-            logits, attentions, seen = walk(classifier, tokens, rules)
+            logits, attentions = walk(classifier, tokens, rules)
             # One for the target. With one label its logit speaks for both classes, the gradient has the sign.
             start = torch.zeros_like(logits)
             start[torch.arange(len(targets)), targets if logits.shape[-1] > 1 else 0] = 1
-            *relevances, of_seen = torch.autograd.grad(logits, [*attentions, seen], start)
-        identity = torch.eye(tokens.shape[1], device=tokens.device)
-        row = of_seen.sum(dim=-1).clamp_min(0)[:, None]  # [B, 1, P + N]
+            relevances = torch.autograd.grad(logits, attentions, start)
+        identity = torch.eye(tokens.shape[1], device=tokens.device, dtype=tokens.dtype)
+        row = identity[:1]  # [1, P + N]: what CLS holds at the end is CLS's
         for gradient, relevance in zip(reversed(gradients), reversed(relevances), strict=True):
             row = row @ (identity + (gradient * relevance).clamp_min(0).mean(dim=1))
         return row[:, 0, classifier.num_prefix_tokens :]
@@ -280,9 +274,9 @@ def conservative_relevance(
 ) -> torch.Tensor:
     """Relevance of each embedded token, position included: [B, P + N]; without biases its sum is the target's logit."""
     with torch.no_grad():
-        tokens = classifier.embed_tokens(pixel_values.to(classifier.device))
+        tokens = classifier.embed_tokens(pixel_values)
     with torch.enable_grad():
         tokens = tokens.detach().requires_grad_()
-        logits, _, _ = walk(classifier, tokens, _ConservativeRules())
-        gradient = torch.autograd.grad(target_logits(logits, targets.to(classifier.device)).sum(), tokens)[0]
+        logits, _ = walk(classifier, tokens, _ConservativeRules())
+        gradient = torch.autograd.grad(target_logits(logits, targets).sum(), tokens)[0]
     return (gradient * tokens.detach()).sum(dim=-1)

@@ -20,7 +20,7 @@ def rise(classifier: MaskedClassifier, seed: int = 0, num_masks: int = 2000) -> 
     Args:
         classifier: the classifier to explain.
         seed: seed of the subsets.
-        num_masks: subsets an image, each a forward; 2000 in the paper.
+        num_masks: subsets an image, each a forward.
     """
     if num_masks < 1:
         raise ValueError(f"num_masks must be at least 1, got {num_masks}")
@@ -32,7 +32,7 @@ def rise(classifier: MaskedClassifier, seed: int = 0, num_masks: int = 2000) -> 
         total, shown = 0, 0
         for number in torch.arange(num_masks).split(512):  # the subsets never stand in memory at once
             masks = generator.uniform(len(number), rows * columns) < 0.5
-            predictions = target_probability(value(masks), targets.to(classifier.device))
+            predictions = target_probability(value(masks), targets)
             total = total + (predictions.to(masks.device)[:, None] @ masks.float())[:, 0]
             shown = shown + masks.sum(dim=1)
         return total / shown.clamp_min(1)
@@ -47,7 +47,6 @@ def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximato
     def attribute(pixel_values, targets):
         rows, columns = classifier.patch_grid(pixel_values)
         value, keys = value_at(classifier, pixel_values), image_keys(pixel_values)
-        targets = targets.to(classifier.device)
         maps = []
         for index, key in enumerate(keys.tolist()):
             image = torch.tensor([index], device=classifier.device)
@@ -72,5 +71,9 @@ def kernelshap(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) 
 
 @register("svarm", title="SVARM", needs="masked forwards", source="Kolpaczki et al., 2024 (shapiq)")
 def svarm(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
-    """Shapley values of v(S) without marginal contributions, from `budget` subsets an image; for reference."""
+    """Shapley values of v(S) without marginal contributions, from `budget` subsets an image; for reference.
+
+    shapiq's is the stratified variant without its warm-up: of the 2 N^2 strata, those that `budget` leaves empty count
+    as v(empty), which spoils the sum of the values where `budget` is small for N.
+    """
     return _by_shapiq(classifier, seed, budget, "SVARM")
