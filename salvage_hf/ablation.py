@@ -46,8 +46,8 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
         shared: of every training run; objective, sampling, seed and learning rate are the arms'.
 
     Returns:
-        What ablation.json holds: the "settings", and of each arm and seed the "history" of its training and its scores
-        per image.
+        What ablation.json holds: the "settings", what it was "scored_on", and of each arm and seed the "history" of its
+        training and its scores per image.
     """
     if not shared.max_train_steps:
         raise ValueError("an ablation needs max_train_steps: all arms make as many")
@@ -73,7 +73,12 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
         for name, (_, objective, sampling) in ARMS.items():
             if str(seed) in ablation["arms"].get(name, {}):
                 continue
-            run = train_and_score(args, shared, f"{name}-{seed}", objective, sampling, seed)
+            run, scored_on = train_and_score(args, shared, f"{name}-{seed}", objective, sampling, seed)
+            if (before := ablation.setdefault("scored_on", scored_on)) != scored_on:
+                raise ValueError(
+                    f"{str(path)!r} holds runs on {before}, here {scored_on}: classifier or images have changed; "
+                    "give another output_dir"
+                )
             ablation["arms"].setdefault(name, {})[str(seed)] = run
             if PartialState().is_main_process:
                 partial = path.with_suffix(".partial")
@@ -84,8 +89,8 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
 
 def train_and_score(
     args: AblationArguments, shared: ExplainerArguments, name: str, objective: str, sampling: str, seed: int
-) -> dict[str, Any]:
-    """One arm with one seed: its training's history, and its SRG and R-SRG per image."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One arm with one seed: its training's history, and its SRG and R-SRG per image; digests of what scored it."""
     folder = Path(shared.output_dir, name)
     rate, new_subsets = shared.learning_rate, shared.new_subsets
     if objective == "vit_shapley":
@@ -121,7 +126,9 @@ def train_and_score(
             output_dir=str(folder / "benchmark"),
         )
     )
-    return {"history": trained["history"], **{score: scored["methods"][objective][score] for score in ("srg", "r_srg")}}
+    of_arm = scored["methods"][objective]
+    run = {"history": trained["history"], **{score: of_arm[score] for score in ("srg", "r_srg")}}
+    return run, {name: scored["settings"][name] for name in ("classifier", "content")}
 
 
 def ablation_table(ablation: dict[str, Any]) -> str:

@@ -87,7 +87,8 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         what classifier and explainers predict for all images.
 
     Raises:
-        ValueError: where `output_dir` holds results of other images, settings or weights of the classifier.
+        ValueError: where `output_dir` holds results of other images, settings or weights of the classifier, or where
+            an explainer is not of the classifier's labels.
     """
     check_writable(args.output_dir)
     accelerator = Accelerator()
@@ -116,6 +117,8 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     made_with: dict[str, dict[str, Any]] = {name: {} for name in args.methods}
     made_with |= {name: {"weights": fingerprint(explainer)} for name, explainer in explainers.items()}
     options: dict[str, dict[str, Any]] = {name: {"explainer": model} for name, model in explainers.items()}
+    for name, explainer in explainers.items():  # one that does not fit is refused before anything is measured
+        attribution_methods.load(name, classifier=v, explainer=explainer)
     if "rise" in args.methods:
         options["rise"] = made_with["rise"] = {"num_masks": args.rise_masks}
 
@@ -143,16 +146,25 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     }
     path = Path(args.output_dir) / "results.json"
     results = earlier_results(path, measured) or {**measured, **about, "methods": {}, "classification": {}}
-    for name in args.methods:  # what is to be made anew is no result any more, should this run be stopped
-        if results["methods"].get(name, {}).get("made_with") != made_with[name]:
-            results["methods"].pop(name, None)
+    for name in args.methods:
+        before = results["methods"].get(name, {}).get("made_with", made_with[name])
+        if before == made_with[name]:
+            continue
+        if name not in explainers:
+            raise ValueError(
+                f"{str(path)!r} holds {name} with {before}, here {made_with[name]}; give another output_dir"
+            )
+        logger.warning("%s is scored anew: the explainer has other weights than before", name)
+        del results["methods"][name]  # no result any more, should this run be stopped
+    everything = content_digest(images, list(range(len(images))))
+    if results["classification"].get("content") != everything:
+        results["classification"] = {"content": everything, "labels": images.labels}
     write = accelerator.is_main_process
     accelerator.wait_for_everyone()  # all have read before one writes
     if write:
         (path.parent / "maps").mkdir(exist_ok=True)
         _write_examples(path.parent, images, [chosen[position] for position in shown])
         _write_json(path, results)
-    results["classification"]["labels"] = images.labels
     for name, explainer in {"classifier": None, **explainers}.items():
         weights = settings["classifier"] if explainer is None else made_with[name]["weights"]
         if results["classification"].get(name, {}).get("weights") == weights:
@@ -299,6 +311,14 @@ def _score_batch(
     return rows
 
 
+def _attention_on_cpu(query, key, value, *args, out_val=None, **kwargs) -> int:
+    return flop_registry[torch.ops.aten._scaled_dot_product_flash_attention](query.shape, key.shape, value.shape)
+
+
+#: torch counts every attention but the one that CPUs compute.
+_FLOP_COUNTS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
+
+
 class _Operations(TorchDispatchMode):
     """Counts floating-point operations of matrix products and convolutions, forward and backward."""
 
@@ -308,7 +328,7 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        count: Callable | None = flop_registry.get(func._overloadpacket)
+        count: Callable | None = _FLOP_COUNTS.get(func._overloadpacket)
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=result)
         return result

@@ -1,6 +1,7 @@
 """Pictures: maps over images, grids of them, and curves over subset sizes. Needs matplotlib (the extra "plots")."""
 
 import base64
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -49,7 +50,7 @@ def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float
     for row, row_axes in zip(rows, axes, strict=True):
         for (title, picture), axis in zip(row, row_axes, strict=False):
             axis.imshow(picture)
-            axis.set_title(title, fontsize=9)
+            axis.set_title(textwrap.fill(title, max(8, int(11 * width))), fontsize=9)
     return figure
 
 
@@ -61,16 +62,17 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = 4
         for name, values in lines.items():
             axis.plot(np.arange(1, len(values) + 1) / len(values), values, label=name, color=colors[name])
         axis.set_xlabel("visible patches (share)")
-        axis.set_ylim(min(0, axis.get_ylim()[0]), 1)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(0, low), 1 if high > 0.5 else high)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("probability of the class")
+    axes[0].set_ylabel("probability of the class, or difference")
     _legend(figure, axes)
     return figure
 
 
-def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
-    """A bar of the mean of repetitions, and a point for each: panel title -> bar title -> values."""
-    figure, axes = _panels(panels, columns=4)
+def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, columns: int = 4) -> Figure:
+    """A bar of the mean of repetitions, and a point for each: panel title -> bar title -> values, all to one scale."""
+    figure, axes = _panels(panels, columns, share_scale=True)
     colors = _colors(panels)
     for axis, heights in zip(axes, panels.values(), strict=True):
         for place, (name, values) in enumerate(heights.items()):
@@ -83,10 +85,12 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Fig
     return figure
 
 
-def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[float, ...]]:
     """A colour for every name, the same in all panels."""
     names = dict.fromkeys(name for panel in panels.values() for name in panel)
-    return {name: f"C{number % 10}" for number, name in enumerate(names)}
+    palette = matplotlib.colormaps["tab20"]
+    order = [*range(0, 20, 2), *range(1, 20, 2)]  # the strong colours first
+    return {name: palette(order[number % 20]) for number, name in enumerate(names)}
 
 
 def _legend(figure: Figure, axes: Sequence) -> None:
@@ -113,12 +117,12 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
     return figure
 
 
-def _panels(titles: Mapping[str, object], columns: int) -> tuple[Figure, list]:
+def _panels(titles: Mapping[str, object], columns: int, share_scale: bool = False) -> tuple[Figure, list]:
     """A figure with a titled axis each, in rows of so many columns."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(3.4 * columns, 3 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=share_scale).flat)
     for axis in axes[len(titles) :]:
         axis.axis("off")
     for axis, title in zip(axes, titles, strict=False):

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
         )
     )
     for title, benchmark in benchmarks.items():
-        suffix = f"_{title}" if len(benchmarks) > 1 else ""
+        suffix = "_" + re.sub(r"[^\w.-]+", "_", title) if len(benchmarks) > 1 else ""
         of = f" on {title}" if len(benchmarks) > 1 else ""
         sections.append(
             Section(
@@ -149,7 +150,10 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
             )
         )
         if wrong := misclassified_grid(benchmark):
-            text = "First row the image, then Salvage's maps of the class it predicts and of the true class."
+            text = (
+                "First row the image, then Salvage's maps of the class it predicts and of the true class: red patches "
+                "speak for it, blue ones against it."
+            )
             sections.append(Section(f"figure5{suffix}", f"Figure 5: What Salvage gets wrong{of}", text, wrong))
     sections.append(
         Section(
@@ -323,7 +327,8 @@ def correctness_matrices(results: Mapping[str, Mapping[str, Any]]) -> Figure | N
 
 def _of_ablations(ablations: Mapping[str, dict[str, Any]]) -> list[Section]:
     runs_of = "; ".join(
-        f"{title}: {of['settings']['max_train_steps']} steps each, {min(map(len, of['arms'].values()))} seeds"
+        f"{title}: {of['settings']['max_train_steps']} steps each, "
+        + ", ".join(f"{len(runs)} x {ARMS[name][0]}" for name, runs in of["arms"].items())
         for title, of in ablations.items()
     )
     bars, course = {}, {}
@@ -349,7 +354,7 @@ def _of_ablations(ablations: Mapping[str, dict[str, Any]]) -> list[Section]:
             "figure7",
             "Figure 7: SRG during training",
             f"With and without informed sampling. {text}",
-            plots.bars(course, "SRG (%)"),
+            plots.bars(course, "SRG (%)", columns=3),
         ),
     ]
 

@@ -20,6 +20,9 @@ SCORES = {
     "r_mif": False,
 }
 
+#: On fewer images nothing is marked as best.
+MIN_MARKED = 10
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -111,17 +114,22 @@ def _tensor(values: Sequence[float | None]) -> torch.Tensor:
 def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str, str]:
     """Which methods are "best" and which "second".
 
-    Best are the one with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise. A
-    method whose score is undefined for most images is not marked.
+    Best are the one with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise.
+    None is marked without another to compare with, nor on fewer than `MIN_MARKED` images, where the test says nothing;
+    nor a method whose score is undefined for most of the images on which any method's is defined.
 
     Args:
         scores: method -> values per image [I], NaN where undefined.
         higher_is_better: the direction of the score.
     """
+    defined = torch.stack([~values.isnan() for values in scores.values()])  # [methods, I]
+    images = int(defined.any(dim=0).sum())
+    if len(scores) < 2 or images < MIN_MARKED:
+        return {}
     left = {
         name: values if higher_is_better else -values
-        for name, values in scores.items()
-        if values.isnan().double().mean() <= 0.5
+        for (name, values), on in zip(scores.items(), defined, strict=True)
+        if 2 * int(on.sum()) >= images
     }
     marks: dict[str, str] = {}
     for place in ("best", "second"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from salvage_hf import ablation
@@ -131,6 +132,17 @@ def test_one_run_follows_another_in_two_processes(arguments, launch_two, tmp_pat
     one = run_ablation(*arguments(seeds=[0], output_dir=str(tmp_path / "one")))
     for name, runs in one["arms"].items():
         assert two["arms"][name]["0"]["r_srg"] == pytest.approx(runs["0"]["r_srg"], abs=1e-4)
+
+
+def test_arms_of_another_classifier_do_not_join(arguments, tmp_path):
+    run_ablation(*arguments(seeds=[0]))
+    before = (tmp_path / "out" / "ablation.json").read_text()
+    weights = load_file(tmp_path / "classifier" / "model.safetensors")
+    weights["classifier.bias"] += 1
+    save_file(weights, tmp_path / "classifier" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="classifier or images have changed; give another output_dir"):
+        run_ablation(*arguments(seeds=[1]))
+    assert (tmp_path / "out" / "ablation.json").read_text() == before
 
 
 def test_messages(arguments):

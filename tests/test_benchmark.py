@@ -253,6 +253,41 @@ def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments
     assert (tmp_path / "out" / "results.json").read_text() == before
 
 
+def test_other_options_of_a_finished_method_are_refused(arguments, tmp_path):
+    run_benchmark(arguments(methods=["rise"], rise_masks=20))
+    before = (tmp_path / "out" / "results.json").read_text()
+    with pytest.raises(ValueError, match=r"holds rise with {'num_masks': 20}, here {'num_masks': 30}; give another"):
+        run_benchmark(arguments(methods=["random", "rise"], rise_masks=30))
+    assert (tmp_path / "out" / "results.json").read_text() == before
+
+
+@pytest.mark.parametrize("method", ["salvage", "vit_shapley"])
+def test_an_explainer_of_other_labels_is_refused_before_anything_is_measured(
+    arguments, salvage_model, tmp_path, method
+):
+    explainer = salvage_model(paired_values=method == "salvage")
+    explainer.config.id2label = {index: f"LABEL_{(index + 1) % 3}" for index in range(3)}
+    explainer.save_pretrained(tmp_path / "other")
+    paths = {"explainer" if method == "salvage" else method: str(tmp_path / "other")}
+    with pytest.raises(
+        ValueError, match=r"explainer has the labels \['LABEL_1', 'LABEL_2', 'LABEL_0'\], the classifier"
+    ):
+        run_benchmark(arguments(methods=["random", method], **paths))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_predictions_follow_the_images_that_no_score_sees(arguments, tmp_path):
+    """Table 4 is of all images: where one changes, what was predicted for it is of no use."""
+    before = run_benchmark(arguments(methods=["random"], max_eval_samples=2))
+    unseen = sorted(
+        {f"{path.parent.name}/{path.name}" for path in (tmp_path / "images").glob("*/*")} - {*before["ids"]}
+    )
+    Image.new("RGB", (20, 20)).save(tmp_path / "images" / unseen[0])
+    after = run_benchmark(arguments(methods=["random"], max_eval_samples=2))
+    assert after["methods"] == before["methods"]
+    assert after["classification"]["content"] != before["classification"]["content"]
+
+
 def test_fingerprint_sees_every_weight(tiny_classifier):
     model = tiny_classifier()
     before = fingerprint(model)
@@ -303,7 +338,7 @@ def test_cost_is_counted_in_forwards(arguments, tmp_path):
     results = run_benchmark(arguments(methods=["rise", "last_attention", "saliency", "random"], rise_masks=30))
     forwards = {name: entry["forwards"] for name, entry in results["methods"].items()}
     assert forwards["random"] == 0
-    assert forwards["last_attention"] == pytest.approx(1, rel=0.2)  # eager attention counts its products as well
+    assert forwards["last_attention"] == pytest.approx(1)  # eager attention, beside the CPU's own
     assert forwards["saliency"] == pytest.approx(2, rel=0.2)
     prefix, patches = 4, 16  # CLS and three registers
     assert forwards["rise"] == pytest.approx(30 * (prefix + patches / 2) / (prefix + patches), rel=0.2)
@@ -345,6 +380,10 @@ def test_regions(arguments, mask_dir, tmp_path):
             else:
                 expected = upper.flatten()[pixels.flatten().argsort(descending=True)[:128]].float().mean()
             assert value == pytest.approx(expected.item(), abs=1e-4)
+    one = tmp_path / "masks" / results["ids"][0]
+    Image.fromarray(np.ones((20, 20), dtype=np.uint8)).save(one)
+    with pytest.raises(ValueError, match=r"has values 1\.\.1: a region is white \(above 127\), the rest black"):
+        run_benchmark(arguments(methods=["random"], mask_dir=mask_dir, output_dir=str(tmp_path / "ones")))
     with pytest.raises(ValueError, match=r"mask_dir=.*none' holds no mask of 9 images"):
         run_benchmark(
             arguments(methods=["random"], mask_dir=str(tmp_path / "none"), output_dir=str(tmp_path / "other"))
@@ -364,4 +403,4 @@ def test_the_file_is_json_and_becomes_a_table(arguments, tmp_path):
     run_benchmark(arguments(methods=["random"]))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["settings"]["relative"]["n_masks"] == 2
-    assert results_table(results, ("srg",)).splitlines()[2].startswith("| Random | **")
+    assert results_table(results, ("srg",)).splitlines()[2].startswith("| Random | ")

@@ -197,6 +197,7 @@ def test_figures_of_the_ablation(ablation):
     heights = [bar.get_height() for bar in figure3.axes[0].patches]
     expected = [100 * np.mean([np.mean(run["r_srg"]) for run in content["arms"][name].values()]) for name in ARMS]
     np.testing.assert_allclose(heights, expected)
+    assert len({axis.get_ylim() for axis in figure7.axes}) == 1
     assert [axis.get_title() for axis in figure7.axes] == [f"Pets: {share}% of training" for share in (25, 50, 100)]
     for axis, step in zip(figure7.axes, (25, 50, 100), strict=True):
         expected = []
@@ -207,11 +208,12 @@ def test_figures_of_the_ablation(ablation):
 
 
 def test_several_data_sets_side_by_side(make_benchmark, tmp_path):
-    folders = [make_benchmark("Pets")[0], f"Cells={make_benchmark('cells', 1, regions=False, seed=1)[0]}"]
+    folders = [make_benchmark("Pets")[0], f"Blood/Cells={make_benchmark('cells', 1, regions=False, seed=1)[0]}"]
     write_report(ReportArguments(folders, [], str(tmp_path / "report")))
     rows = _table(tmp_path / "report" / "tables" / "table1.md")
-    assert rows[0][1:] == ["Pets SRG ↑", "Pets R-SRG ↑", "Pets RMA ↑", "Pets RRA ↑", "Cells SRG ↑", "Cells R-SRG ↑"]
-    assert (tmp_path / "report" / "figures" / "figure1_Cells.png").is_file()
+    scores = ["Pets SRG ↑", "Pets R-SRG ↑", "Pets RMA ↑", "Pets RRA ↑", "Blood/Cells SRG ↑", "Blood/Cells R-SRG ↑"]
+    assert rows[0][1:] == scores
+    assert (tmp_path / "report" / "figures" / "figure1_Blood_Cells.png").is_file()
 
 
 def test_messages(make_benchmark, tmp_path):

@@ -44,13 +44,28 @@ def test_images_without_a_value_are_left_out_of_the_pairs():
     leader = torch.tensor([0.9, 0.9, 0.9, nan, 0.9], dtype=torch.float64)
     other = torch.tensor([0.1, 0.2, nan, 0.9, nan], dtype=torch.float64)
     assert not not_worse(other, leader)
-    assert mark({"a": leader, "b": torch.full((5,), nan)}, True) == {"a": "best"}
+    undefined = torch.full((20,), nan)
+    assert mark({"a": leader.repeat(4), "b": undefined}, True) == {"a": "best"}
 
 
 def test_a_method_that_is_defined_on_few_images_wins_no_column():
     nan = float("nan")
     rarely = torch.tensor([1.0, *[nan] * 9], dtype=torch.float64)
     assert mark({"always": torch.full((10,), 0.5).double(), "rarely": rarely}, True) == {"always": "best"}
+
+
+def test_most_is_counted_among_images_where_any_method_is_defined():
+    """Regions that most images lack, or scores asked for on the first images only, are no fault of a method."""
+    nan = float("nan")
+    first = torch.tensor([*[0.5] * 10, *[nan] * 20], dtype=torch.float64)
+    assert mark({"good": first, "bad": first - 0.1}, True) == {"good": "best", "bad": "second"}
+
+
+def test_nothing_is_marked_on_few_images_or_without_another_method():
+    good = torch.full((9,), 0.9, dtype=torch.float64)
+    assert mark({"good": good, "bad": good - 0.1}, True) == {}
+    assert mark({"good": good.repeat(2)}, True) == {}
+    assert mark({"good": good.repeat(2), "bad": good.repeat(2) - 0.1}, True) == {"good": "best", "bad": "second"}
 
 
 def test_score_table():

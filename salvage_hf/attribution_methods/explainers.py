@@ -56,4 +56,7 @@ def _loaded(explainer, classifier: MaskedClassifier, paired_values: bool):
             f"explainer was trained by the objective of {kinds[not paired_values]}, needed is one by that of "
             f"{kinds[paired_values]}"
         )
+    theirs, ours = explainer.config.id2label, classifier.config.id2label
+    if theirs != ours:
+        raise ValueError(f"explainer has the labels {list(theirs.values())}, the classifier {list(ours.values())}")
     return explainer.to(classifier.device).eval()
