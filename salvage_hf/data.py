@@ -251,7 +251,8 @@ class ProcessedImages(torch.utils.data.Dataset):
         values = np.asarray(mask)
         if 0 < values.max() <= 127:
             raise ValueError(
-                f"mask {str(path)!r} has values {values.min()}..{values.max()}: a region is white (above 127), the rest black"
+                f"mask {str(path)!r} has values {values.min()}..{values.max()}: "
+                "a region is white (above 127), the rest black"
             )
         seen = mask.crop(processed_box(self.processor, *mask.size)).resize((width, height), PILImage.Resampling.NEAREST)
         return torch.from_numpy(np.asarray(seen) > 127)
