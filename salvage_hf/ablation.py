@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from .benchmark import BenchmarkArguments, run_benchmark
+from .benchmark import BenchmarkArguments, run_benchmark, write_json
 from .explainer_training import ExplainerArguments, train_explainer
-from .tables import percent
+from .tables import Cell, Table, percent, title_of
 from .training import FREE_ARGUMENTS, arg, check_writable, checkpoints
 
 #: Title, objective and sampling of every arm.
@@ -81,9 +81,7 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
                 )
             ablation["arms"].setdefault(name, {})[str(seed)] = run
             if PartialState().is_main_process:
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(ablation) + "\n")
-                partial.rename(path)
+                write_json(path, ablation)
     return ablation
 
 
@@ -133,9 +131,8 @@ def train_and_score(
 
 def ablation_table(ablation: dict[str, Any]) -> str:
     """Scores of every arm in percent as Markdown, mean ± standard error over seeds."""
-    lines = ["| arm | SRG ↑ | R-SRG ↑ |", "|---|---|---|"]
+    scores, rows = ("srg", "r_srg"), []
     for name, runs in ablation["arms"].items():
-        means = [[sum(run[score]) / len(run[score]) for run in runs.values()] for score in ("srg", "r_srg")]
-        cells = [percent(torch.tensor(of_seeds)) for of_seeds in means]
-        lines.append(f"| {ARMS[name][0]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        means = [torch.tensor([sum(run[score]) / len(run[score]) for run in runs.values()]) for score in scores]
+        rows.append([Cell(text) for text in (ARMS[name][0], *map(percent, means))])
+    return Table(["arm", *map(title_of, scores)], rows).markdown()

@@ -164,7 +164,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     if write:
         (path.parent / "maps").mkdir(exist_ok=True)
         _write_examples(path.parent, images, [chosen[position] for position in shown])
-        _write_json(path, results)
+        write_json(path, results)
     for name, explainer in {"classifier": None, **explainers}.items():
         weights = settings["classifier"] if explainer is None else made_with[name]["weights"]
         if results["classification"].get(name, {}).get("weights") == weights:
@@ -174,14 +174,14 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         if write and name == "salvage":
             results["misclassified"] = _write_misclassified(path.parent, images, names, explainer, predicted)
         if write:
-            _write_json(path, results)
+            write_json(path, results)
     for name in args.methods:
         method = attribution_methods.load(name, classifier=v, seed=args.seed, **options.get(name, {}))
         key = digest(json.dumps([measured, made_with[name]]))
         scored = score_method(accelerator, v, method, Subset(images, chosen), args, name, key)
         results["methods"][name] = _for_json(scored, made_with[name])
         if write:
-            _write_json(path, results)
+            write_json(path, results)
     return results
 
 
@@ -409,7 +409,8 @@ def _for_json(scored: dict[str, torch.Tensor], made_with: dict[str, Any]) -> dic
 # Written beside and renamed: a run stopped on the way leaves the earlier file whole.
 
 
-def _write_json(path: Path, results: dict[str, Any]) -> None:
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Writes a file of results."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results) + "\n")
     partial.rename(path)

@@ -137,6 +137,6 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def html_image(figure: Figure, description: str) -> str:
-    """A figure as an <img> element that needs no other file."""
-    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
+def html_image(picture: bytes, description: str) -> str:
+    """The bytes of a PNG file as an <img> element that needs no other file."""
+    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'

@@ -75,8 +75,9 @@ def write_report(args: ReportArguments) -> Path:
             (folder / "tables" / f"{section.name}.tex").write_text(section.content.latex())
             parts.append(section.content.html())
         else:
-            (folder / "figures" / f"{section.name}.png").write_bytes(plots.png(section.content))
-            parts.append(plots.html_image(section.content, html.escape(section.title)))
+            picture = plots.png(section.content)
+            (folder / "figures" / f"{section.name}.png").write_bytes(picture)
+            parts.append(plots.html_image(picture, html.escape(section.title)))
     page = folder / "index.html"
     page.write_text(PAGE.format(body="\n".join(parts)))
     return page
@@ -184,7 +185,7 @@ def _how(results: Mapping[str, Any]) -> str:
 def _undefined(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Sequence[str]) -> str:
     """How often regions leave a score undefined: such images are left out of its mean."""
     counts = [
-        f"{name} {title_of(column)[:3]} {missing} on {dataset}"
+        f"{name} {column.upper()} {missing} on {dataset}"
         for dataset, methods in scores.items()
         for column in columns
         if column in ("rra", "rma")
