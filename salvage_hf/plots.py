@@ -65,7 +65,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = 4
         low, high = axis.get_ylim()
         axis.set_ylim(min(0, low), 1 if high > 0.5 else high)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("probability or difference")
+    axes[0].set_ylabel("probability")
     _legend(figure, axes)
     return figure
 
