@@ -159,6 +159,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     everything = content_digest(images, list(range(len(images))))
     if results["classification"].get("content") != everything:
         results["classification"] = {"content": everything, "labels": images.labels}
+        results.pop("misclassified", None)
     write = accelerator.is_main_process
     accelerator.wait_for_everyone()  # all have read before one writes
     if write:
@@ -311,12 +312,15 @@ def _score_batch(
     return rows
 
 
-def _attention_on_cpu(query, key, value, *args, out_val=None, **kwargs) -> int:
-    return flop_registry[torch.ops.aten._scaled_dot_product_flash_attention](query.shape, key.shape, value.shape)
-
-
+_ATEN = torch.ops.aten
 #: torch counts every attention but the one that CPUs compute.
-_FLOP_COUNTS = {**flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
+_FLOP_COUNTS = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
 
 
 class _Operations(TorchDispatchMode):
