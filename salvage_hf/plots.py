@@ -94,13 +94,17 @@ def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[float
 
 
 def _legend(figure: Figure, axes: Sequence) -> None:
-    """One legend for all panels, each name once."""
+    """One legend for all panels, each name once, in as many columns as the figure is wide enough for."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    columns = min(6, len(handles))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
+    for columns in range(min(6, len(handles)), 0, -1):
+        entries = list(handles.values()), list(handles)
+        legend = figure.legend(*entries, loc="outside lower center", ncols=columns, fontsize=8)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: str, rows: str) -> Figure:

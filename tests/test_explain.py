@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from salvage_hf.cli import main
 from salvage_hf.data import processed_box
 from salvage_hf.explain import explain_files
-from salvage_hf.plots import curves, overlay, picture_grid, png
+from salvage_hf.plots import bars, curves, overlay, picture_grid, png
 
 
 @pytest.fixture
@@ -172,6 +172,17 @@ def test_figures_are_pictures():
     drawn = {line.get_label(): list(line.get_ydata()) for line in lines.axes[0].get_lines()}
     assert drawn == {"one": [0.1, 0.5], "two": [0.3, 0.4]}
     assert list(lines.axes[0].get_lines()[0].get_xdata()) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_legends_stay_inside_their_figure(count):
+    figure = bars({"one panel": {f"a rather long name, {number}": [0.1] for number in range(count)}}, "SRG (%)")
+    png(figure)  # lays it out
+    (legend,) = figure.legends
+    drawn = legend.get_window_extent()
+    assert drawn.x0 >= 0
+    assert drawn.x1 <= figure.bbox.x1
+    assert len(legend.get_texts()) == count
 
 
 def test_titles_hold_the_explainers_own_probabilities(model_folder, picture_folder):
