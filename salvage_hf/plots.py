@@ -99,8 +99,8 @@ def _legend(figure: Figure, axes: Sequence) -> None:
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
+    entries = list(handles.values()), list(handles)
     for columns in range(min(6, len(handles)), 0, -1):
-        entries = list(handles.values()), list(handles)
         legend = figure.legend(*entries, loc="outside lower center", ncols=columns, fontsize=8)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
