@@ -1,5 +1,6 @@
 """Attribution methods side by side on the same images: scores, maps and cost, kept whole after every batch."""
 
+import functools
 import json
 import logging
 import time
@@ -29,6 +30,11 @@ from .training import arg, check_writable
 logger = logging.getLogger(__name__)
 
 CURVES = ("lif", "mif", "r_lif", "r_mif")
+#: What rank_scores and relative_scores give of an image.
+RANK = ("srg", "lif", "mif", "lif_curve", "mif_curve")
+RELATIVE = ("r_srg", "r_lif", "r_mif", "r_srg_stderr", "r_lif_curve", "r_mif_curve")
+#: Methods that ask for the values of `sampling_budget` subsets.
+SAMPLING = ("rise", "kernelshap", "svarm")
 #: How many pictures of scored images, and how many misclassified ones, are kept for the report.
 NUM_EXAMPLES, NUM_MISCLASSIFIED = 10, 6
 
@@ -54,10 +60,11 @@ class BenchmarkArguments:
     label_column_name: str = arg("label", "Column of the labels.")
     on_bad_image: str = arg("refuse", "What to do with unreadable images: refuse or skip.")
     max_eval_samples: int | None = arg(None, "Evaluate on this many random images only.")
-    max_relative_samples: int | None = arg(None, "The relative scores on the first of them only.")
+    max_rank_samples: int | None = arg(None, "SRG, LIF and MIF on the first of them only; 0: not at all.")
+    max_relative_samples: int | None = arg(None, "The relative scores on the first of them only; 0: not at all.")
     masking: str = arg("drop", "How patches are hidden from the classifier.")
     n_masks: int = arg(128, "Draws per size and direction of the relative scores.")
-    rise_masks: int = arg(2000, "Masks an image of the method rise.")
+    sampling_budget: int = arg(2000, f"Subsets an image of the methods {', '.join(SAMPLING)}.")
     budget: int | None = arg(None, "Forwards an image for the relative scores, in place of n_masks.")
     per_device_eval_batch_size: int = arg(32, "Images a batch and process.")
     seed: int = arg(0, "Seed of everything random.")
@@ -69,9 +76,12 @@ class BenchmarkArguments:
             raise ValueError(
                 f"no attribution method {unknown[0]!r}; there are {', '.join(attribution_methods.REGISTRY)}"
             )
-        for name in ("max_eval_samples", "max_relative_samples", "rise_masks"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        least = {"max_eval_samples": 1, "max_rank_samples": 0, "max_relative_samples": 0, "sampling_budget": 1}
+        for name, lowest in least.items():
+            if (value := getattr(self, name)) is not None and value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
+            raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
         if "salvage" in self.methods and not self.explainer:
             raise ValueError("the method salvage needs explainer=, a Salvage model")
         if "vit_shapley" in self.methods and not self.vit_shapley:
@@ -83,7 +93,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
 
     Returns:
         What results.json holds: the images' "ids" and "targets", in random order; for each method its scores per image
-        (null where undefined or, behind the first `max_relative_samples`, not asked for), mean curves and cost; and
+        (null where undefined or not asked for; scores asked for of no image are left out), mean curves and cost; and
         what classifier and explainers predict for all images.
 
     Raises:
@@ -119,8 +129,9 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     options: dict[str, dict[str, Any]] = {name: {"explainer": model} for name, model in explainers.items()}
     for name, explainer in explainers.items():  # one that does not fit is refused before anything is measured
         attribution_methods.load(name, classifier=v, explainer=explainer)
-    if "rise" in args.methods:
-        options["rise"] = made_with["rise"] = {"num_masks": args.rise_masks}
+    for name in SAMPLING:
+        if name in args.methods:
+            options[name] = made_with[name] = {"budget": args.sampling_budget}
 
     names = image_names(dataset, args.image_column_name)
     targets = [images.labels[index] for index in chosen]
@@ -129,9 +140,10 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         "processor": digest(processor.to_json_string()),
         "masking": args.masking,
         "precision": accelerator.mixed_precision,
+        "rank": {"images": len(chosen[: args.max_rank_samples])},
         "relative": {
             **({"budget": args.budget} if args.budget else {"n_masks": args.n_masks}),
-            "images": min(args.max_relative_samples or len(chosen), len(chosen)),
+            "images": len(chosen[: args.max_relative_samples]),
         },
         "regions": args.mask_dir is not None,
         "content": content_digest(images, chosen),
@@ -237,8 +249,8 @@ def score_method(
         key: a digest of all that the scores depend on: a file with another one is begun anew.
 
     Returns:
-        A row per image: "attributions" [I, N]; each of `SCORES` [I], NaN where undefined or not asked for; each of
-        `CURVES` as "..._curve" [I, N]; "r_srg_stderr" (over the draws), "seconds" and "forwards" [I].
+        A row per image: "attributions" [I, N]; "seconds" and "forwards" [I]; `RANK` and `RELATIVE`, where asked for at
+        all, curves [I, N] and others [I], NaN where undefined or not asked for; "rra" and "rma" [I] with masks.
     """
     path = Path(args.output_dir, "maps", f"{name}.safetensors")
     scored = _earlier_rows(path, key)
@@ -246,7 +258,10 @@ def score_method(
     done = len(scored["attributions"]) if scored else 0
     if done == len(images):
         return scored
-    asked = torch.tensor(images.indices[: args.max_relative_samples], device=accelerator.device)
+    asked_rank, asked_relative = (
+        torch.tensor(images.indices[:number], dtype=torch.int64, device=accelerator.device)
+        for number in (args.max_rank_samples, args.max_relative_samples)
+    )
     left = Subset(images, range(done, len(images)))
     loader = accelerator.prepare(DataLoader(left, batch_size=args.per_device_eval_batch_size))
     bar = tqdm(total=len(images), initial=done, desc=name, unit="image", disable=not accelerator.is_main_process)
@@ -256,7 +271,7 @@ def score_method(
             cost = count_forwards(v, method, batch["pixel_values"][:1], batch["labels"][:1])
             # Of the first image of all, which the first process has.
             forwards = accelerator.gather(torch.tensor([cost], device=accelerator.device))[:1]
-        rows = _score_batch(v, method, batch, args, torch.isin(batch["ids"], asked))
+        rows = _score_batch(v, method, batch, args, asked_rank, asked_relative)
         rows["forwards"] = forwards.expand(len(rows["seconds"])).contiguous()
         gathered = {column: accelerator.gather_for_metrics(values).cpu() for column, values in rows.items()}
         scored = {column: torch.cat([scored[column], new]) if scored else new for column, new in gathered.items()}
@@ -281,9 +296,10 @@ def _score_batch(
     method: attribution_methods.Method,
     batch: dict[str, torch.Tensor],
     args: BenchmarkArguments,
-    asked: torch.Tensor,
+    asked_rank: torch.Tensor,
+    asked_relative: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """The rows of a batch; relative scores where asked [B]."""
+    """The rows of a batch; rank and relative scores of the images asked for, by their ids."""
     pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
     start = time.perf_counter()
     attributions = method(pixel_values, targets).float()
@@ -291,19 +307,19 @@ def _score_batch(
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / len(pixel_values)
     undefined = torch.full_like(attributions[:, 0], torch.nan)
-    rank = rank_scores(v, pixel_values, attributions, targets, args.seed, ids)
-    rows = {
-        "attributions": attributions,
-        "seconds": torch.full_like(undefined, seconds),
-        **{score: getattr(rank, score) for score in ("srg", "lif", "mif", "lif_curve", "mif_curve")},
-    }
-    columns = ("r_srg", "r_lif", "r_mif", "r_srg_stderr", "r_lif_curve", "r_mif_curve")
-    rows |= {column: torch.full_like(attributions if "curve" in column else undefined, torch.nan) for column in columns}
-    if asked.any():
-        of_asked = pixel_values[asked], attributions[asked], targets[asked]
-        relative = relative_scores(v, *of_asked, args.n_masks, args.seed, ids[asked], args.budget)
+    rows = {"attributions": attributions, "seconds": torch.full_like(undefined, seconds)}
+    relative = functools.partial(relative_scores, n_masks=args.n_masks, budget=args.budget)
+    for columns, score, wanted in ((RANK, rank_scores, asked_rank), (RELATIVE, relative, asked_relative)):
+        if not len(wanted):
+            continue
         for column in columns:
-            rows[column][asked] = getattr(relative, column)
+            rows[column] = torch.full_like(attributions if "curve" in column else undefined, torch.nan)
+        asked = torch.isin(ids, wanted)
+        if asked.any():
+            of_asked = pixel_values[asked], attributions[asked], targets[asked]
+            scores = score(v, *of_asked, seed=args.seed, ids=ids[asked])
+            for column in columns:
+                rows[column][asked] = getattr(scores, column)
     if "masks" in batch:
         masks = batch["masks"]
         maps = upsample(attributions, v.patch_grid(pixel_values), (masks.shape[-2], masks.shape[-1]))
@@ -402,7 +418,9 @@ def _for_json(scored: dict[str, torch.Tensor], made_with: dict[str, Any]) -> dic
     return {
         **{score: [None if x != x else round(x, 6) for x in scored[score].tolist()] for score in columns},
         "curves": {
-            name: [round(x, 6) for x in scored[f"{name}_curve"].double().nanmean(dim=0).tolist()] for name in CURVES
+            name: [round(x, 6) for x in scored[f"{name}_curve"].double().nanmean(dim=0).tolist()]
+            for name in CURVES
+            if f"{name}_curve" in scored
         },
         "forwards": scored["forwards"][0].item(),
         "seconds": scored["seconds"].mean().item(),

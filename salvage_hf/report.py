@@ -120,7 +120,9 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
     sections = []
     for name, (title, columns) in SCORE_TABLES.items():
         text = f"{marked} {what}. {_undefined(scores, columns)}".strip()
-        sections.append(Section(name, title, text, score_table(scores, columns)))
+        table = score_table(scores, columns)
+        if len(table.header) > 1:
+            sections.append(Section(name, title, text, table))
     sections.append(
         Section(
             "table4",
@@ -156,14 +158,9 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
                 "speak for it, blue ones against it."
             )
             sections.append(Section(f"figure5{suffix}", f"Figure 5: What Salvage gets wrong{of}", text, wrong))
-    sections.append(
-        Section(
-            "figure2",
-            "Figure 2: Curves over the number of visible patches",
-            "The three methods with the highest SRG, and random maps.",
-            cardinality_curves(scores),
-        )
-    )
+    if curves := cardinality_curves(scores):
+        text = "The three methods with the highest SRG, and random maps."
+        sections.append(Section("figure2", "Figure 2: Curves over the number of visible patches", text, curves))
     if right := correctness_matrices({title: benchmark.results for title, benchmark in benchmarks.items()}):
         text = "Share of all images in percent: rows the explainer, columns the classifier."
         sections.append(Section("figure4", "Figure 4: Who is right", text, right))
@@ -177,9 +174,12 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
 
 
 def _how(results: Mapping[str, Any]) -> str:
-    relative = results["settings"]["relative"]
+    rank, relative = results["settings"]["rank"], results["settings"]["relative"]
     draws = f"{relative['budget']} forwards" if "budget" in relative else f"{relative['n_masks']} draws a size"
-    return f"{len(results['ids'])} images, relative scores on {relative['images']} of them with {draws}"
+    parts = [f"{len(results['ids'])} images"]
+    parts += [f"rank scores on {rank['images']} of them"] * (0 < rank["images"] < len(results["ids"]))
+    parts += [f"relative scores on {relative['images']} of them with {draws}"] * (relative["images"] > 0)
+    return ", ".join(parts)
 
 
 def _undefined(scores: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Sequence[str]) -> str:
@@ -279,16 +279,20 @@ def _label(results: Mapping[str, Any], label: int) -> str:
     return names[label]
 
 
-def cardinality_curves(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+def cardinality_curves(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure | None:
     """Figure 2: every score at every number of visible patches, of the three methods with the highest SRG."""
     panels = {}
     for dataset, methods in scores.items():
-        ranked = sorted(methods, key=lambda name: np.mean(methods[name]["srg"]), reverse=True)
+        asked = {
+            name: [value for value in of["srg"] if value is not None] for name, of in methods.items() if "srg" in of
+        }
+        ranked = sorted(asked, key=lambda name: np.mean(asked[name]), reverse=True)
         shown = {name: methods[name]["curves"] for name in ranked if name in (*ranked[:3], "Random")}
         for score in ("lif", "mif", "srg", "r_lif", "r_mif", "r_srg"):
-            title = f"{dataset}: {title_of(score)}" if len(scores) > 1 else title_of(score)
-            panels[title] = {name: _curve(curves, score) for name, curves in shown.items()}
-    return plots.curves(panels, columns=6)
+            part = "r_lif" if score.startswith("r_") else "lif"
+            if lines := {name: _curve(curves, score) for name, curves in shown.items() if part in curves}:
+                panels[f"{dataset}: {title_of(score)}" if len(scores) > 1 else title_of(score)] = lines
+    return plots.curves(panels, columns=6) if panels else None
 
 
 def _curve(curves: Mapping[str, Sequence[float]], score: str) -> Sequence[float]:
@@ -305,7 +309,7 @@ def sampling_likelihood(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
         lines = {
             title: np.mean([methods[name]["curves"]["r_lif"], methods[name]["curves"]["r_mif"]], axis=0).tolist()
             for title, name in (("guided", "Salvage"), ("random", "Random"))
-            if name in methods
+            if name in methods and "r_lif" in methods[name]["curves"]
         }
         if len(lines) == 2:
             panels[dataset] = lines

@@ -21,7 +21,7 @@ FAMILIES = {"dinov2": 1, "dinov2_with_registers": 4, "vit": 1, "deit": 2}  # nam
 METHODS = list(attribution_methods.REGISTRY)
 #: What makes a method cheap enough for tests.
 CHEAP = {
-    "rise": {"num_masks": 40},
+    "rise": {"budget": 40},
     "kernelshap": {"budget": 60},
     "svarm": {"budget": 100},
     "smoothgrad": {"num_samples": 3},
@@ -161,8 +161,8 @@ def test_rise_converges_to_the_conditional_means(tiny_classifier, images):
         for patch in range(9):
             exact[image, patch] = predictions[image, subsets[:, patch], target].mean()
     errors = []
-    for num_masks in (600, 9600):
-        maps = attribution_methods.load("rise", classifier=v, num_masks=num_masks)(pixel_values, targets)
+    for budget in (600, 9600):
+        maps = attribution_methods.load("rise", classifier=v, budget=budget)(pixel_values, targets)
         errors.append((maps - exact).abs().max().item())
     assert errors[1] < 0.01 < exact.std(dim=1).min()
     assert errors[1] < errors[0]
@@ -173,11 +173,11 @@ def test_rise_asks_as_often_as_it_is_told(tiny_classifier, images, monkeypatch):
     asked = []
     logits_of = v.logits_of
     monkeypatch.setattr(v, "logits_of", lambda tokens, drawn: asked.append(drawn.shape[1]) or logits_of(tokens, drawn))
-    attribution_methods.load("rise", classifier=v, num_masks=700)(images(2), torch.tensor([0, 1]))
+    attribution_methods.load("rise", classifier=v, budget=700)(images(2), torch.tensor([0, 1]))
     assert sum(asked) == 700
     assert max(asked) == 512
-    with pytest.raises(ValueError, match="num_masks must be at least 1, got 0"):
-        attribution_methods.load("rise", classifier=v, num_masks=0)
+    with pytest.raises(ValueError, match="budget must be at least 1, got 0"):
+        attribution_methods.load("rise", classifier=v, budget=0)
 
 
 def test_random_is_keyed_by_seed_and_image(build, images):

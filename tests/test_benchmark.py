@@ -142,7 +142,7 @@ def mask_dir(arguments, tmp_path):
 def test_two_processes_give_the_results_of_one(arguments, mask_dir, launch_two, tmp_path):
     """7 images in batches of 2 and 2 processes: the last batches are filled up, and what fills them is dropped."""
     methods = ["salvage", "rise", "random"]
-    options = {"methods": methods, "rise_masks": 20, "per_device_eval_batch_size": 2, "mask_dir": mask_dir}
+    options = {"methods": methods, "sampling_budget": 20, "per_device_eval_batch_size": 2, "mask_dir": mask_dir}
     one = run_benchmark(arguments(**options, max_relative_samples=5))
     args = arguments(**options, max_relative_samples=5, output_dir=str(tmp_path / "two"))
     words = [
@@ -254,10 +254,10 @@ def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments
 
 
 def test_other_options_of_a_finished_method_are_refused(arguments, tmp_path):
-    run_benchmark(arguments(methods=["rise"], rise_masks=20))
+    run_benchmark(arguments(methods=["rise"], sampling_budget=20))
     before = (tmp_path / "out" / "results.json").read_text()
-    with pytest.raises(ValueError, match=r"holds rise with {'num_masks': 20}, here {'num_masks': 30}; give another"):
-        run_benchmark(arguments(methods=["random", "rise"], rise_masks=30))
+    with pytest.raises(ValueError, match=r"holds rise with {'budget': 20}, here {'budget': 30}; give another"):
+        run_benchmark(arguments(methods=["random", "rise"], sampling_budget=30))
     assert (tmp_path / "out" / "results.json").read_text() == before
 
 
@@ -341,7 +341,7 @@ def test_what_is_kept_for_the_report(arguments, tmp_path):
 
 def test_cost_is_counted_in_forwards(arguments, tmp_path):
     """v(S) of 30 masks of half the patches each, one forward, forward and backward, and nothing at all."""
-    results = run_benchmark(arguments(methods=["rise", "last_attention", "saliency", "random"], rise_masks=30))
+    results = run_benchmark(arguments(methods=["rise", "last_attention", "saliency", "random"], sampling_budget=30))
     forwards = {name: entry["forwards"] for name, entry in results["methods"].items()}
     assert forwards["random"] == 0
     assert forwards["last_attention"] == pytest.approx(1)  # eager attention, beside the CPU's own
@@ -352,10 +352,12 @@ def test_cost_is_counted_in_forwards(arguments, tmp_path):
 
 def test_mixed_precision_is_of_masked_forwards_alone(arguments, monkeypatch, tmp_path):
     """What a method reads from the classifier stays in float32; v(S), in the scores too, is rounded."""
-    precise = run_benchmark(arguments(methods=["saliency", "rise"], rise_masks=20))
+    precise = run_benchmark(arguments(methods=["saliency", "rise"], sampling_budget=20))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     AcceleratorState._reset_state(reset_partial_state=True)
-    mixed = run_benchmark(arguments(methods=["saliency", "rise"], rise_masks=20, output_dir=str(tmp_path / "mixed")))
+    mixed = run_benchmark(
+        arguments(methods=["saliency", "rise"], sampling_budget=20, output_dir=str(tmp_path / "mixed"))
+    )
     AcceleratorState._reset_state(reset_partial_state=True)
     assert [results["settings"]["precision"] for results in (precise, mixed)] == ["no", "bf16"]
     maps = {
@@ -396,11 +398,34 @@ def test_regions(arguments, mask_dir, tmp_path):
         )
 
 
+@pytest.mark.parametrize(("rank", "relative"), [(0, 0), (2, 0), (0, 5), (5, 2)])
+def test_only_what_is_asked_for_is_measured(arguments, mask_dir, tmp_path, rank, relative):
+    """Rank and relative scores of the first images only, whatever the batches; of none, they are left out."""
+    options = {"methods": ["random"], "mask_dir": mask_dir, "per_device_eval_batch_size": 3}
+    whole = run_benchmark(arguments(**options, output_dir=str(tmp_path / "whole")))["methods"]["random"]
+    results = run_benchmark(arguments(**options, max_rank_samples=rank, max_relative_samples=relative))
+    json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+    part = results["methods"]["random"]
+    assert part["rra"] == whole["rra"]
+    assert part["rma"] == whole["rma"]
+    for number, prefix in ((rank, ""), (relative, "r_")):
+        names = [f"{prefix}{score}" for score in ("srg", "lif", "mif")]
+        assert [name in part for name in names] == [number > 0] * 3
+        assert [f"{prefix}{score}" in part["curves"] for score in ("lif", "mif")] == [number > 0] * 2
+        for name in names if number else []:
+            assert part[name][:number] == pytest.approx(whole[name][:number], abs=1e-5)
+            assert part[name][number:] == [None] * (len(whole[name]) - number)
+
+
 def test_messages(arguments):
     with pytest.raises(ValueError, match="no attribution method 'guesswork'; there are salvage"):
         arguments(methods=["guesswork"])
-    with pytest.raises(ValueError, match="max_relative_samples must be at least 1, got 0"):
-        arguments(max_relative_samples=0)
+    with pytest.raises(ValueError, match="max_relative_samples must be at least 0, got -1"):
+        arguments(max_relative_samples=-1)
+    with pytest.raises(ValueError, match="max_eval_samples must be at least 1, got 0"):
+        arguments(max_eval_samples=0)
+    with pytest.raises(ValueError, match="nothing is scored: max_rank_samples and max_relative_samples are 0"):
+        arguments(max_rank_samples=0, max_relative_samples=0)
     with pytest.raises(ValueError, match="the method salvage needs explainer="):
         arguments(explainer="")
 

@@ -42,7 +42,7 @@ def make_benchmark(tmp_path):
             for model in ("classifier", "salvage", "vit_shapley")
         }
         results = {
-            "settings": {"relative": {"n_masks": 4, "images": 5}},
+            "settings": {"rank": {"images": 8}, "relative": {"n_masks": 4, "images": 5}},
             "ids": [f"{i}.png" for i in range(8)],
             "targets": labels[:8],
             "examples": [0, 3],
@@ -99,6 +99,41 @@ def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchm
     assert "://" not in text  # it needs no other file
     for number in range(1, 8):
         assert f"Figure {number}: " in text
+
+
+def test_scores_that_were_not_asked_for_are_left_out(make_benchmark, tmp_path):
+    """Regions alone leave no table or figure of faithfulness; rank scores of some images count those."""
+    folder, results = make_benchmark()
+    partly, _ = make_benchmark("Partly")
+    for scores in results["methods"].values():
+        for name in ("srg", "lif", "mif", "r_srg", "r_lif", "r_mif"):
+            del scores[name]
+        scores["curves"] = {}
+    results["settings"] = {"rank": {"images": 0}, "relative": {"n_masks": 4, "images": 0}}
+    Path(folder, "results.json").write_text(json.dumps(results))
+    page = write_report(ReportArguments([folder], [], str(tmp_path / "report")))
+    assert {path.stem for path in (tmp_path / "report" / "figures").iterdir()} == {"figure1", "figure4", "figure5"}
+    assert {path.stem for path in (tmp_path / "report" / "tables").iterdir()} == {"table1", "table4", "cost"}
+    assert _table(tmp_path / "report" / "tables" / "table1.md")[0] == ["method", "RMA ↑", "RRA ↑"]
+    assert "Pets: 8 images. " in page.read_text()
+
+    results = json.loads(Path(partly, "results.json").read_text())
+    for scores in results["methods"].values():
+        scores["srg"] = [0.5, 0.7, *[None] * 6]
+        for name in ("r_srg", "r_lif", "r_mif"):
+            del scores[name]
+        scores["curves"] = {name: scores["curves"][name] for name in ("lif", "mif")}
+    results["settings"] = {"rank": {"images": 2}, "relative": {"n_masks": 4, "images": 0}}
+    Path(partly, "results.json").write_text(json.dumps(results))
+    page = write_report(ReportArguments([partly], [], str(tmp_path / "partly")))
+    assert _table(tmp_path / "partly" / "tables" / "table1.md")[2][1] == "60.0 ± 10.0"
+    assert {path.stem for path in (tmp_path / "partly" / "figures").iterdir()} == {
+        f"figure{number}" for number in (1, 2, 4, 5)
+    }
+    assert "8 images, rank scores on 2 of them. " in page.read_text()
+    both = ReportArguments([folder, partly], [], str(tmp_path / "both"))
+    write_report(both)
+    assert _table(tmp_path / "both" / "tables" / "table1.md")[0][1:3] == ["Pets RMA ↑", "Pets RRA ↑"]
 
 
 def test_tables_hold_the_results(make_benchmark, tmp_path):

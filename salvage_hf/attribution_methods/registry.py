@@ -43,7 +43,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
         name: a key of `REGISTRY`.
         classifier: the classifier to explain.
         seed: of the methods that draw; the others ignore it.
-        options: of the method itself (`explainer=` for "salvage", `num_masks=` for "rise").
+        options: of the method itself (`explainer=` for "salvage", `budget=` for "rise").
 
     Returns:
         The method; it raises ValueError where `targets` are not one class an image.

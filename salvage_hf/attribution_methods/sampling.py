@@ -11,7 +11,7 @@ from .registry import Method, register
 
 
 @register("rise", title="RISE", needs="masked forwards", source="Petsiuk et al., 2018")
-def rise(classifier: MaskedClassifier, seed: int = 0, num_masks: int = 2000) -> Method:
+def rise(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
     """Randomised input sampling: the mean of v(S) over random subsets that show the patch.
 
     On the patch grid and through v(S), every patch shown with probability 1/2: no upsampled masks and no shifts, which
@@ -20,17 +20,17 @@ def rise(classifier: MaskedClassifier, seed: int = 0, num_masks: int = 2000) -> 
     Args:
         classifier: the classifier to explain.
         seed: seed of the subsets.
-        num_masks: subsets an image, each a forward.
+        budget: subsets an image, each a forward.
     """
-    if num_masks < 1:
-        raise ValueError(f"num_masks must be at least 1, got {num_masks}")
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1, got {budget}")
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
         rows, columns = classifier.patch_grid(pixel_values)
         value, generator = value_at(classifier, pixel_values), KeyedGenerator((seed, 1), image_keys(pixel_values))
         total, shown = 0, 0
-        for number in torch.arange(num_masks).split(512):  # the subsets never stand in memory at once
+        for number in torch.arange(budget).split(512):  # the subsets never stand in memory at once
             masks = generator.uniform(len(number), rows * columns) < 0.5
             predictions = target_probability(value(masks), targets)
             total = total + (predictions.to(masks.device)[:, None] @ masks.float())[:, 0]
