@@ -48,7 +48,9 @@ def load_images(
         try:
             # With data_dir, datasets would sort files into splits by words in their names ("..._val_12.jpg").
             files = {"train": f"{glob.escape(str(Path(folder).resolve()))}/**"}
-            dataset = load_dataset("imagefolder", data_files=files, split="train")
+            # Without being told to keep it, it would drop the label of a class that stands alone.
+            drop_labels = False if [entry.is_dir() for entry in Path(folder).iterdir()] == [True] else None
+            dataset = load_dataset("imagefolder", data_files=files, split="train", drop_labels=drop_labels)
         except Exception as error:
             # datasets reports an empty folder by one of several exception types, depending on what it finds in it
             raise ValueError(f"no images found in {folder!r}: expected one sub-folder a class ({error})") from error

@@ -1,5 +1,6 @@
 import io
 import logging
+import shutil
 
 import datasets
 import numpy as np
@@ -54,6 +55,14 @@ def test_a_folder_gives_every_image_with_its_label_and_name(folder, processor):
     expected = processor(picture(1), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(item["pixel_values"], expected)
     assert item["pixel_values"].shape == (3, 16, 16)
+
+
+def test_a_class_that_stands_alone_keeps_its_label(folder, processor):
+    shutil.rmtree(folder / "n02102040_English_springer")
+    images = ProcessedImages(load_images(folder=str(folder)), processor, config_with("English springer", "tench"))
+    assert images.labels == [1, 1, 1]
+    flat = folder / "n01440764_tench"
+    assert load_images(folder=str(flat)).column_names == ["image"]  # images without a class have none
 
 
 def test_items_of_a_batch_equal_single_items(folder, processor):
