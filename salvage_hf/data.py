@@ -48,8 +48,9 @@ def load_images(
         try:
             # With data_dir, datasets would sort files into splits by words in their names ("..._val_12.jpg").
             files = {"train": f"{glob.escape(str(Path(folder).resolve()))}/**"}
-            # Without being told to keep it, it would drop the label of a class that stands alone.
-            drop_labels = False if [entry.is_dir() for entry in Path(folder).iterdir()] == [True] else None
+            # It would drop the label of a class that stands alone; hidden files it does not read.
+            entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
+            drop_labels = False if [entry.is_dir() for entry in entries] == [True] else None
             dataset = load_dataset("imagefolder", data_files=files, split="train", drop_labels=drop_labels)
         except Exception as error:
             # datasets reports an empty folder by one of several exception types, depending on what it finds in it

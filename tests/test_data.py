@@ -59,6 +59,7 @@ def test_a_folder_gives_every_image_with_its_label_and_name(folder, processor):
 
 def test_a_class_that_stands_alone_keeps_its_label(folder, processor):
     shutil.rmtree(folder / "n02102040_English_springer")
+    (folder / ".DS_Store").write_bytes(b"of a file browser")
     images = ProcessedImages(load_images(folder=str(folder)), processor, config_with("English springer", "tench"))
     assert images.labels == [1, 1, 1]
     flat = folder / "n01440764_tench"
