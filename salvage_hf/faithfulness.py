@@ -104,9 +104,10 @@ def relative_scores(
     independent samples of its score, and the standard error is taken over them. This costs
     2 * n_masks * (N - 1) + 1 forwards an image; all images advance through the sizes together.
 
-    With a budget the same expectations are estimated from as many forwards an image as one has, without bias: sizes are
-    stratified over 1..N-1, every stratum gets two draws of its own (their difference gives the standard error), and
-    R-LIF and R-MIF draw with the same sizes and random numbers, so that what they have in common cancels in R-SRG.
+    With a budget the same expectations are estimated from as many forwards an image as one has, without bias where
+    `target_stderr` stops no image early: sizes are stratified over 1..N-1, every stratum gets two draws of its own
+    (their difference gives the standard error), and R-LIF and R-MIF draw with the same sizes and random numbers, so
+    that what they have in common cancels in R-SRG.
 
     Args:
         v: the classifier, in any form `as_value_function` takes.
@@ -118,7 +119,8 @@ def relative_scores(
         ids: int64 [B], what an image's draws are keyed by; its pixels when None.
         budget: forwards an image, at least 5; takes the place of n_masks. The curves are then means over strata.
         target_stderr: with a budget, as many again are spent on every image until the standard error of its R-SRG over
-            the draws is at most this, or until the cost of the paper's 128 draws a size is reached.
+            the draws is at most this, or until the cost of the paper's 128 draws a size is reached. Small errors stop an
+            image, so that those that are left are a little smaller than they should be.
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")
@@ -154,6 +156,9 @@ def relative_scores(
     return RelativeScores(r_mif, r_lif, mif_stderr, lif_stderr, srg_stderr, mif_curve, lif_curve, num_forwards)
 
 
+#: No image stops on an error that is estimated from fewer differences between two draws: a few may all be 0 by chance.
+_SURE_FROM = 16
+
 #: Orders, or strata of sizes, that are drawn at a time: the numbers of a draw take many times its own memory.
 _AT_A_TIME = 16
 
@@ -175,8 +180,8 @@ def _budgeted(
     num_strata = (budget - 1) // 4  # two draws in two directions each
     full = value(torch.ones(batch_size, 1, num_patches, dtype=torch.bool, device=weights.device))  # [B, 1]
     curves = full[:, None].expand(-1, 2, num_patches).clone()  # [B, (lif, mif), N]
-    means, variances = full.expand(-1, 3).clone(), torch.zeros(batch_size, 3, device=full.device)  # lif, mif, srg
-    means[:, 2] = 0
+    means = full.expand(-1, 2).clone()  # lif, mif
+    variances = torch.zeros(batch_size, 3, device=full.device)  # lif, mif, srg
     rounds = torch.zeros_like(keys)
     most = max(1, 2 * 128 * (num_patches - 1) // (4 * num_strata))
     share = (num_patches - 1) / num_patches  # of the sizes that are drawn; the rest is the full image
@@ -184,8 +189,7 @@ def _budgeted(
     for number in range(most if num_patches > 1 else 0):  # a single patch has no subset but the full one
         draws = _stratified_draws(value, weights, keys, (seed, 2, number), num_strata, active)
         scores = torch.cat([draws, draws[:, :1] - draws[:, 1:]], dim=1)  # [A, (lif, mif, srg), 2, strata]
-        mean = share * scores.mean(dim=(-2, -1))
-        mean[:, :2] += (1 - share) * full[active]
+        mean = share * draws.mean(dim=(-2, -1)) + (1 - share) * full[active]
         # The mean of two draws varies by a quarter of the square of their difference.
         difference = scores[:, :, 0] - scores[:, :, 1]
         variance = (share / num_strata) ** 2 * (difference**2).sum(dim=-1) / 4
@@ -194,11 +198,11 @@ def _budgeted(
         curves[active, :, :-1] = curves[active, :, :-1].lerp(curve, 1 / (number + 1))
         variances[active] = (variances[active] * number**2 + variance) / (number + 1) ** 2
         rounds[active] += 1
-        if target_stderr is not None:
+        if target_stderr is not None and (number + 1) * num_strata >= _SURE_FROM:
             active = active[(variances[active, 2].sqrt() > target_stderr).cpu()]
         if target_stderr is None or not len(active):
             break
-    lif, mif, _ = means.unbind(1)
+    lif, mif = means.unbind(1)
     lif_stderr, mif_stderr, srg_stderr = variances.sqrt().unbind(1)
     num_forwards = 1 + 4 * num_strata * rounds
     return RelativeScores(mif, lif, mif_stderr, lif_stderr, srg_stderr, curves[:, 1], curves[:, 0], num_forwards)

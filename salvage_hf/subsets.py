@@ -1,7 +1,7 @@
 """Which patches are visible: the subset distributions of the paper, seeded and vectorised.
 
-A subset is boolean, True where the patch is visible. Every function takes a `torch.Generator` or a `KeyedGenerator`;
-with the latter the draws of an image depend on its key alone, not on the batch it comes in.
+A subset is boolean, True where the patch is visible. What draws takes a `torch.Generator` or a `KeyedGenerator`; with
+the latter the draws of an image depend on its key alone, not on the batch it comes in.
 """
 
 import torch

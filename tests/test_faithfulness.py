@@ -376,6 +376,18 @@ def test_images_stop_when_they_are_sure_each_for_itself():
         torch.testing.assert_close(value, getattr(scores, name)[2:3], rtol=0, atol=1e-6)
 
 
+def test_no_image_is_sure_of_a_few_draws():
+    def mostly_constant(pixel_values, subsets):  # two draws differ by chance only
+        last = (subsets.sum(dim=-1) == 1) & subsets[..., 0]
+        shown = torch.where(last, 1.0, 0.5)
+        return torch.stack([shown, 1 - shown], dim=-1)
+
+    pixel_values, attributions, _ = make(6, 8, 3)
+    targets = torch.zeros(6, dtype=torch.int64)
+    scores = relative_scores(mostly_constant, pixel_values, attributions, targets, budget=5, target_stderr=0.1)
+    assert scores.num_forwards.min() == 1 + 4 * 16
+
+
 def test_a_target_out_of_reach_ends_at_the_protocols_cost():
     pixel_values, attributions, targets = make(1, 4, 2)
     scores = relative_scores(game, pixel_values, attributions, targets, budget=101, target_stderr=1e-9)

@@ -1,7 +1,8 @@
 """Attribution methods: name -> method, each (pixel_values [B, C, H, W], targets [B]) -> [B, N].
 
-Maps are on the patch grid, raster order. Methods leave the classifier as they found it and are batched; random ones
-are keyed by image, so that the batch an image comes in changes nothing.
+Maps are on the patch grid, raster order. Methods take batches (where one goes image by image, its docstring or source
+says so) and leave the classifier as they found it; random ones are keyed by image, so that the batch an image comes in
+changes nothing.
 """
 
 # Importing a module registers its methods; tables keep this order.

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..masking import MaskedClassifier, activation, on_tokens, target_probability, with_submodule
-from ..subsets import KeyedGenerator, image_keys
+from ..subsets import KeyedGenerator, image_keys, min_max_weights
 from .registry import Method, patch_sums, register, target_logits
 
 
@@ -91,11 +91,12 @@ class _AblatedNorm(nn.Module):
         return tokens
 
 
-@register("ablationcam", title="Ablation-CAM", needs="masked forwards", source="Ramaswamy & Desai, 2020")
+@register("ablationcam", title="Ablation-CAM", needs="activations", source="Desai & Ramaswamy, 2020")
 def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """Ablation-CAM: a feature map weighs what the target's logit loses without it, D forwards of the last block.
 
     The weights are not divided by the logit: that would scale a map, and turn it round where the logit is negative.
+    They are small differences, which a classifier in half precision rounds away: use float32.
     """
     path = blocks_path(classifier)
     last = classifier.classifier.get_submodule(path)[-1]
@@ -110,7 +111,7 @@ def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     def attribute(pixel_values, targets):
         grid.grid_size = classifier.patch_grid(pixel_values)
         entering = []
-        handle = last.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
+        handle = grid.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
         try:
             features, logits = features_of(model, grid, pixel_values)
         finally:
@@ -147,7 +148,7 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
     def masks_of(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Feature maps [D, rows, columns] -> masks [masks, H, W]."""
         upsampled = nn.functional.interpolate(maps[None].float(), size=size, mode="bilinear", antialias=True)[0]
-        flat = _min_max(upsampled.flatten(1))
+        flat = min_max_weights(upsampled.flatten(1))
         unit = nn.functional.normalize(flat, dim=1)
         distance = (1 - unit @ unit.T).clamp_min(0).cpu().numpy()
         clustering = AgglomerativeClustering(
@@ -155,7 +156,7 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
         )
         labels = torch.from_numpy(clustering.fit(distance).labels_).to(flat.device)
         merged = torch.zeros(int(labels.max()) + 1, flat.shape[1], device=flat.device).index_add_(0, labels, flat)
-        return _min_max(merged).view(-1, *size)
+        return min_max_weights(merged).view(-1, *size)
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
@@ -181,9 +182,3 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
         return patch_sums(torch.stack(maps), classifier.patch_size)
 
     return attribute
-
-
-def _min_max(rows: torch.Tensor) -> torch.Tensor:
-    """Every row scaled to 0..1; a constant row gives zeros."""
-    low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
-    return (rows - low) / torch.where(high > low, high - low, 1)

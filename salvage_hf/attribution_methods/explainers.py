@@ -15,8 +15,8 @@ def salvage(classifier: MaskedClassifier, explainer, seed: int = 0) -> Method:
     """Salvage's phi+ - phi- of the target class.
 
     Args:
-        classifier: the explainer is moved to its device.
-        explainer: a `SalvageModel`, its folder or its name on the Hub.
+        classifier: the classifier to explain.
+        explainer: a `SalvageModel`, its folder or its name on the Hub; moved to the classifier's device, in eval mode.
     """
     model = _loaded(explainer, classifier, paired_values=True)
 
@@ -33,7 +33,8 @@ def vit_shapley(classifier: MaskedClassifier, explainer, seed: int = 0) -> Metho
 
     Args:
         classifier: the classifier to explain.
-        explainer: a `SalvageModel` trained with `--objective vit_shapley`, its folder or its name on the Hub.
+        explainer: a `SalvageModel` trained with `--objective vit_shapley`, its folder or its name on the Hub; moved to
+            the classifier's device, in eval mode.
     """
     model = _loaded(explainer, classifier, paired_values=False)
 

@@ -110,8 +110,8 @@ def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
         grid.grid_size = classifier.patch_grid(pixel_values)
         with torch.enable_grad():
             features, logits = features_of(model, grid, pixel_values.requires_grad_())
-            gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0]
-        features = features.detach()
+            gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0].float()
+        features = features.detach().float()
         # Y = exp(score): its derivatives are Y g, Y g^2 and Y g^3, and Y cancels in alpha (eq. 19 of the paper).
         total = features.sum(dim=(2, 3), keepdim=True) * gradients**3
         denominator = 2 * gradients**2 + total

@@ -46,7 +46,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
         options: of the method itself (`explainer=` for "salvage", `budget=` for "rise").
 
     Returns:
-        The method; it raises ValueError where `targets` are not one class an image.
+        The method; it raises ValueError where `targets` are not one class an image, or patches do not divide the images.
     """
     if name not in REGISTRY:
         raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
@@ -58,6 +58,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
                 f"targets must be one class an image, [{len(pixel_values)}], got shape {list(targets.shape)}"
             )
         check_targets(targets, classifier.num_labels)
+        classifier.patch_grid(pixel_values)  # else some would leave out the pixels beyond the last whole patch
         return method(pixel_values.to(classifier.device), targets.to(classifier.device)).float()
 
     return attribute

@@ -240,7 +240,10 @@ def lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
 
 
 class _ConservativeRules(Rules):
-    """Ali et al., 2022: attention probabilities and the deviation in a layer norm count as constants; gates as well."""
+    """Ali et al., 2022: attention probabilities and the deviation in a layer norm count as constants.
+
+    The gates of GELU, SiLU and SwiGLU as well: with them relevance would not be conserved.
+    """
 
     def norm(self, layer, x):
         centred = x - x.mean(dim=-1, keepdim=True)

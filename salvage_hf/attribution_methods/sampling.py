@@ -46,6 +46,10 @@ def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximato
 
     def attribute(pixel_values, targets):
         rows, columns = classifier.patch_grid(pixel_values)
+        # Fewer subsets than unknowns leave its regression singular, with values of any size.
+        least = rows * columns + 1 if approximator == "KernelSHAP" else 1
+        if budget < least:
+            raise ValueError(f"budget must be at least {least} for {rows * columns} patches, got {budget}")
         value, keys = value_at(classifier, pixel_values), image_keys(pixel_values)
         maps = []
         for index, key in enumerate(keys.tolist()):
