@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
+from datasets import get_dataset_split_names
 
 from .benchmark import BenchmarkArguments, run_benchmark, write_json
 from .explainer_training import ExplainerArguments, train_explainer
 from .tables import Cell, Table, percent, title_of
-from .training import FREE_ARGUMENTS, arg, check_writable, checkpoints
+from .training import FREE_ARGUMENTS, arg, check_least, check_writable, checkpoints
 
 #: Title, objective and sampling of every arm.
 ARMS = {
@@ -33,6 +34,9 @@ class AblationArguments:
     budget: int = arg(160, "Forwards an image for R-SRG.")
     max_scored_samples: int = arg(200, "Score on this many random images of --validation_dir.")
 
+    def __post_init__(self):
+        check_least(self, {"budget": 5, "max_scored_samples": 1})  # before hours of training
+
 
 def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
     """Trains every arm with every seed, equal steps and forwards each, and scores the last models.
@@ -51,14 +55,19 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
     """
     if not shared.max_train_steps:
         raise ValueError("an ablation needs max_train_steps: all arms make as many")
-    if not shared.validation_dir and not shared.dataset_name:
-        raise ValueError("an ablation needs validation_dir, or a data set with a split 'validation'")
+    if not shared.validation_dir:
+        splits = get_dataset_split_names(shared.dataset_name) if shared.dataset_name else []
+        if "validation" not in splits:
+            raise ValueError(
+                "an ablation needs validation_dir, or a data set with a split 'validation', "
+                f"got validation_dir=None and dataset_name={shared.dataset_name!r} with the splits {splits}"
+            )
     if shared.new_subsets < 4:
         raise ValueError(
             f"new_subsets must be at least 4, got {shared.new_subsets}: ViT-Shapley needs two for both ends"
         )
     check_writable(shared.output_dir)
-    path = Path(shared.output_dir) / "ablation.json"
+    path, write = Path(shared.output_dir) / "ablation.json", Accelerator().is_main_process
     given = {**asdict(shared), **asdict(args)}
     settings = {key: given[key] for key in given if key == "max_train_steps" or key not in {*FREE_ARGUMENTS, "seeds"}}
     ablation: dict[str, Any] = {"settings": settings, "arms": {}}
@@ -69,6 +78,8 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
             raise ValueError(
                 f"{str(path)!r} holds runs with other arguments (before, now): {changed}; give another output_dir"
             )
+    elif write:
+        write_json(path, ablation)  # at once: a checkpoint alone would not tell that the steps have changed
     for seed in args.seeds:
         for name, (_, objective, sampling) in ARMS.items():
             if str(seed) in ablation["arms"].get(name, {}):
@@ -80,7 +91,7 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
                     "give another output_dir"
                 )
             ablation["arms"].setdefault(name, {})[str(seed)] = run
-            if PartialState().is_main_process:
+            if write:
                 write_json(path, ablation)
     return ablation
 
@@ -121,6 +132,7 @@ def train_and_score(
             image_column_name=shared.image_column_name,
             label_column_name=shared.label_column_name,
             on_bad_image=shared.on_bad_image,
+            per_device_eval_batch_size=shared.per_device_eval_batch_size,
             output_dir=str(folder / "benchmark"),
         )
     )

@@ -25,7 +25,7 @@ from .faithfulness import rank_scores, relative_scores
 from .localization import relevance_mass_accuracy, relevance_rank_accuracy, upsample
 from .masking import MaskedClassifier, digest, fingerprint, predicted_targets, target_attributions
 from .tables import SCORES, score_table
-from .training import arg, check_writable
+from .training import arg, check_least, check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +71,15 @@ class BenchmarkArguments:
     output_dir: str = arg("outputs/benchmark", "Where results.json, and maps/ with every method's, are written.")
 
     def __post_init__(self):
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is needed: the classifier to explain")
         unknown = [name for name in self.methods if name not in attribution_methods.REGISTRY]
         if unknown:
             raise ValueError(
                 f"no attribution method {unknown[0]!r}; there are {', '.join(attribution_methods.REGISTRY)}"
             )
-        least = {"max_eval_samples": 1, "max_rank_samples": 0, "max_relative_samples": 0, "sampling_budget": 1}
-        for name, lowest in least.items():
-            if (value := getattr(self, name)) is not None and value < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        least = {"max_eval_samples": 1, "max_rank_samples": 0, "max_relative_samples": 0}
+        check_least(self, {**least, "n_masks": 1, "sampling_budget": 1, "budget": 5, "per_device_eval_batch_size": 1})
         if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
             raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
         if "salvage" in self.methods and not self.explainer:
@@ -271,7 +271,18 @@ def score_method(
             cost = count_forwards(v, method, batch["pixel_values"][:1], batch["labels"][:1])
             # Of the first image of all, which the first process has.
             forwards = accelerator.gather(torch.tensor([cost], device=accelerator.device))[:1]
-        rows = _score_batch(v, method, batch, args, asked_rank, asked_relative)
+        start = time.perf_counter()
+        attributions = method(batch["pixel_values"], batch["labels"])
+        if attributions.is_cuda:
+            torch.cuda.synchronize()
+        seconds = (time.perf_counter() - start) / len(attributions)
+        if not (finite := attributions.isfinite().all(dim=1)).all():
+            assert isinstance(images.dataset, ProcessedImages)
+            names = image_names(images.dataset.images, args.image_column_name)
+            bad = [names[index] for index in batch["ids"][~finite].tolist()]
+            raise ValueError(f"{name} gives NaN or infinite attributions of {bad[:10]}: leave it, or them, out")
+        rows = _score_batch(v, attributions, batch, args, asked_rank, asked_relative)
+        rows["seconds"] = torch.full_like(attributions[:, 0], seconds)
         rows["forwards"] = forwards.expand(len(rows["seconds"])).contiguous()
         gathered = {column: accelerator.gather_for_metrics(values).cpu() for column, values in rows.items()}
         scored = {column: torch.cat([scored[column], new]) if scored else new for column, new in gathered.items()}
@@ -293,7 +304,7 @@ def _earlier_rows(path: Path, key: str) -> dict[str, torch.Tensor]:
 
 def _score_batch(
     v: MaskedClassifier,
-    method: attribution_methods.Method,
+    attributions: torch.Tensor,
     batch: dict[str, torch.Tensor],
     args: BenchmarkArguments,
     asked_rank: torch.Tensor,
@@ -301,13 +312,8 @@ def _score_batch(
 ) -> dict[str, torch.Tensor]:
     """The rows of a batch; rank and relative scores of the images asked for, by their ids."""
     pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
-    start = time.perf_counter()
-    attributions = method(pixel_values, targets).float()
-    if attributions.is_cuda:
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) / len(pixel_values)
     undefined = torch.full_like(attributions[:, 0], torch.nan)
-    rows = {"attributions": attributions, "seconds": torch.full_like(undefined, seconds)}
+    rows = {"attributions": attributions}
     relative = functools.partial(relative_scores, n_masks=args.n_masks, budget=args.budget)
     for columns, score, wanted in ((RANK, rank_scores, asked_rank), (RELATIVE, relative, asked_relative)):
         if not len(wanted):

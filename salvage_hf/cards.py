@@ -21,7 +21,7 @@ def write_explainer_card(
         folder: the explainer's folder.
         args: the `ExplainerArguments` of the run; those that differ from the defaults are listed.
         config: the explainer's config.
-        results: scores of the saved step, named "eval_...".
+        results: scores of the saved step, named "eval_...", and whether they chose it ("chosen").
         num_train_images, num_eval_images: how many images trained and validated.
     """
     classifier = (
@@ -52,6 +52,7 @@ def write_explainer_card(
         num_train_images=num_train_images,
         num_eval_images=num_eval_images,
         step=results["step"],
+        chosen=results["chosen"],
         metrics_table=_table(("score", "value"), {name: f"{value:.4f}" for name, value in scores.items()}),
         arguments_table=_table(("argument", "value"), {f"--{name}": value for name, value in arguments.items()}),
     )

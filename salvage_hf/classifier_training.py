@@ -54,6 +54,8 @@ def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
             if len(names) != 2:
                 raise ValueError(f"one_label needs two classes, the data set has {len(names)}: {names}")
             names = names[1:]
+        elif len(names) < 2:
+            raise ValueError(f"a classifier needs at least two classes, the data set has {len(names)}: {names}")
         classifier = AutoModelForImageClassification.from_pretrained(
             args.model_name_or_path,
             dtype=torch.float32,
@@ -88,7 +90,7 @@ def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
 
     @torch.no_grad()
     def evaluate(model):
-        """Accuracy with all patches, and with a half and a quarter of them where training masks patches."""
+        """Accuracy with all patches, with a half and with a quarter of them; what selects the best model."""
         v = accelerator.unwrap_model(model)
         rows = []
         for batch in eval_loader:

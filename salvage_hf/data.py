@@ -3,6 +3,7 @@
 import glob
 import logging
 import re
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def load_images(
     if on_bad_image not in ("refuse", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r} is neither 'refuse' nor 'skip'")
     if folder is not None:
-        if not Path(folder).is_dir():
+        if not folder or not Path(folder).is_dir():  # "" would be the folder one is in
             raise ValueError(f"{folder!r} is not a folder")
         try:
             # With data_dir, datasets would sort files into splits by words in their names ("..._val_12.jpg").
@@ -105,12 +106,14 @@ def open_image(image: dict[str, Any] | str | Path) -> PILImage.Image:
 
 
 def content_digest(images: "ProcessedImages", indices: list[int]) -> str:
-    """A digest of some images' files, and of their masks."""
+    """A digest of some images' files, and of their masks; one file in memory at a time."""
     files = [
-        image["bytes"] or Path(image["path"]).read_bytes() for image in images.images[indices][images.image_column]
+        digest(image["bytes"] or Path(image["path"]).read_bytes())
+        for index in indices
+        for image in [images.images[index][images.image_column]]
     ]
-    masks = [images.masks[index].read_bytes() for index in indices] if images.masks else []
-    return digest(*(digest(file) for file in [*files, *masks]))
+    masks = [digest(images.masks[index].read_bytes()) for index in indices] if images.masks else []
+    return digest(*files, *masks)
 
 
 def image_names(dataset: Dataset, image_column: str = "image") -> list[str]:
@@ -221,7 +224,13 @@ class ProcessedImages(torch.utils.data.Dataset):
             self.labels = _translated_labels(dataset, label_column, config)
         self.masks: list[Path] | None = None
         if mask_dir is not None:
-            self.masks = [Path(mask_dir, name).with_suffix(".png") for name in image_names(dataset, image_column)]
+            names = image_names(dataset, image_column)
+            self.masks = [Path(mask_dir, name).with_suffix(".png") for name in names]
+            if nameless := [name for name in names if name.isdigit()]:  # numbers, which leaving images out changes
+                raise ValueError(f"mask_dir={mask_dir!r} needs images with file names, {len(nameless)} have none")
+            images_of = Counter(self.masks)
+            if shared := [str(path) for path, number in images_of.items() if number > 1]:
+                raise ValueError(f"mask_dir={mask_dir!r}: several images would have the same mask: {shared[:5]}")
             missing = [str(path) for path in self.masks if not path.is_file()]
             if missing:
                 raise ValueError(f"mask_dir={mask_dir!r} holds no mask of {len(missing)} images: {missing[:5]}")

@@ -28,6 +28,8 @@ def explain_files(inputs: Iterable[str], model_name: str, output: str, top: int 
     Returns:
         The files written, and a message for every file that could not be explained.
     """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
     files = [file for item in inputs for file in _files(Path(item))]
     if not files:
         raise ValueError(f"no files in {', '.join(inputs)}")

@@ -234,10 +234,11 @@ def make_store(
 def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tensor, index: int) -> torch.Tensor:
     """The subsets of batch number `index`: scores [B, N] -> bool [B, M, N].
 
-    Slot m has one size for all images of the step, in every process, so that each size is one dense batch (not with the
-    published sampler of ViT-Shapley, whose images draw their own); sizes are stratified over the slots, but for those of
-    the Shapley kernel, which are independent. The patches of an image are keyed by its id, so that they do not depend on the batch.
-    Of an odd number of guided subsets the odd one is drawn from the scores in one batch, from 1 minus them in the next.
+    Slot m has one size for all images of the step, in every process, so that each size is one dense batch (with the
+    published sampler of ViT-Shapley images draw their own); sizes are stratified over the slots, but for those of the
+    Shapley kernel, which are independent. The patches of an image are keyed by its id, so that they do not depend on
+    the batch. Of an odd number of guided subsets the odd one is drawn from the scores in one batch, from 1 minus them
+    in the next.
     """
     stream = (args.seed, index)
     shared = subsets.KeyedGenerator(stream, torch.zeros(1, dtype=torch.int64))

@@ -119,8 +119,8 @@ def relative_scores(
         ids: int64 [B], what an image's draws are keyed by; its pixels when None.
         budget: forwards an image, at least 5; takes the place of n_masks. The curves are then means over strata.
         target_stderr: with a budget, as many again are spent on every image until the standard error of its R-SRG over
-            the draws is at most this, or until the cost of the paper's 128 draws a size is reached. Small errors stop an
-            image, so that those that are left are a little smaller than they should be.
+            the draws is at most this, or until the cost of the paper's 128 draws a size is reached. As small errors
+            stop an image, those reported are then a little too small.
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")

@@ -84,11 +84,18 @@ def write_report(args: ReportArguments) -> Path:
 
 
 def _titled(folders: Sequence[str]) -> dict[str, Path]:
-    pairs = [item.split("=", 1) if "=" in item else (Path(item).resolve().name, item) for item in folders]
+    pairs = [
+        item.split("=", 1) if "=" in item and not Path(item).is_dir() else (Path(item).resolve().name, item)
+        for item in folders
+    ]
     titles = [title for title, _ in pairs]
-    if len(set(titles)) < len(titles):
-        raise ValueError(f"two results have the same title, got {titles}; give TITLE=FOLDER")
+    if len(set(map(_file_name, titles))) < len(titles):
+        raise ValueError(f"two results have the same title, or one that differs by signs alone: {titles}")
     return {title: Path(folder) for title, folder in pairs}
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", title)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
         )
     )
     for title, benchmark in benchmarks.items():
-        suffix = "_" + re.sub(r"[^\w.-]+", "_", title) if len(benchmarks) > 1 else ""
+        suffix = f"_{_file_name(title)}" if len(benchmarks) > 1 else ""
         of = f" on {title}" if len(benchmarks) > 1 else ""
         sections.append(
             Section(
@@ -159,7 +166,7 @@ def _of_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
             )
             sections.append(Section(f"figure5{suffix}", f"Figure 5: What Salvage gets wrong{of}", text, wrong))
     if curves := cardinality_curves(scores):
-        text = "The three methods with the highest SRG, and random maps."
+        text = "The three methods with the highest SRG (R-SRG where no SRG was asked for), and random maps."
         sections.append(Section("figure2", "Figure 2: Curves over the number of visible patches", text, curves))
     if right := correctness_matrices({title: benchmark.results for title, benchmark in benchmarks.items()}):
         text = "Share of all images in percent: rows the explainer, columns the classifier."
@@ -205,9 +212,14 @@ def classification_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
             if name not in of["classification"]:
                 continue
             predicted = of["classification"][name]["predictions"]
-            *shares, _ = precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
+            # Macro: over the classes that the images have; a wrong answer of another class is no class of theirs.
+            present = None if average == "binary" else sorted(set(labels))
+            *shares, _ = precision_recall_fscore_support(
+                labels, predicted, labels=present, average=average, zero_division=0
+            )
             cells = [f"{100 * share:.1f}%" for share in (accuracy_score(labels, predicted), *shares)]
-            cells.append(f"{matthews_corrcoef(labels, predicted):.3f}")
+            # Undefined with a single class, where scikit-learn says 0.
+            cells.append(f"{matthews_corrcoef(labels, predicted):.3f}" if len(set(labels)) > 1 else "-")
             same = np.mean(np.array(predicted) == of["classification"]["classifier"]["predictions"])
             cells.append(f"{100 * same:.1f}%")
             rows.append([Cell(text) for text in (*([dataset] if len(results) > 1 else []), title, *cells)])
@@ -280,12 +292,11 @@ def _label(results: Mapping[str, Any], label: int) -> str:
 
 
 def cardinality_curves(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure | None:
-    """Figure 2: every score at every number of visible patches, of the three methods with the highest SRG."""
+    """Figure 2: every score at every number of visible patches, of the three methods with the highest SRG or R-SRG."""
     panels = {}
     for dataset, methods in scores.items():
-        asked = {
-            name: [value for value in of["srg"] if value is not None] for name, of in methods.items() if "srg" in of
-        }
+        by = "srg" if any("srg" in of for of in methods.values()) else "r_srg"
+        asked = {name: [value for value in of[by] if value is not None] for name, of in methods.items() if by in of}
         ranked = sorted(asked, key=lambda name: np.mean(asked[name]), reverse=True)
         shown = {name: methods[name]["curves"] for name in ranked if name in (*ranked[:3], "Random")}
         for score in ("lif", "mif", "srg", "r_lif", "r_mif", "r_srg"):

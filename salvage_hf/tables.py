@@ -115,8 +115,9 @@ def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str
     """Which methods are "best" and which "second".
 
     Best are the one with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise.
-    None is marked without another to compare with, nor on fewer than `MIN_MARKED` images, where the test says nothing;
-    nor a method whose score is undefined for most of the images on which any method's is defined.
+    Means are compared on the images on which the scores of all are defined. None is marked without another to compare
+    with, nor on fewer than `MIN_MARKED` images, where the test says nothing; nor a method whose score is undefined for
+    most of the images on which any method's is defined.
 
     Args:
         scores: method -> values per image [I], NaN where undefined.
@@ -133,9 +134,10 @@ def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str
     }
     marks: dict[str, str] = {}
     for place in ("best", "second"):
-        if not left:
+        shared = ~torch.stack(list(left.values())).isnan().any(dim=0) if left else torch.zeros(0, dtype=torch.bool)
+        if not shared.any():
             break
-        leader = max(left, key=lambda name: left[name].nanmean().item())
+        leader = max(left, key=lambda name: left[name][shared].mean().item())
         level = [name for name in left if name == leader or not_worse(left[name], left[leader])]
         marks |= dict.fromkeys(level, place)
         left = {name: values for name, values in left.items() if name not in level}

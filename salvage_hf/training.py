@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,9 @@ class LoopArguments:
             if not steps.isdigit():
                 raise ValueError(f"checkpointing_steps={steps!r} is neither a number of steps nor 'epoch'")
             self.checkpointing_steps = int(steps)
-        for name in (
+        positive = (
+            "max_train_samples",
+            "max_eval_samples",
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
@@ -125,12 +127,18 @@ class LoopArguments:
             "validation_steps",
             "checkpointing_steps",
             "checkpoints_total_limit",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        )
+        check_least(self, dict.fromkeys(positive, 1))
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
+
+
+def check_least(arguments: Any, least: Mapping[str, int]) -> None:
+    """Raises ValueError where an argument is a number below its least value."""
+    for name, lowest in least.items():
+        value = getattr(arguments, name)
+        if isinstance(value, int) and value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")
 
 
 def with_found_batch_size(train: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
@@ -143,8 +151,11 @@ def with_found_batch_size(train: Callable[[Any], dict[str, Any]]) -> Callable[[A
     def run(args):
         if not args.auto_find_batch_size:
             return train(args)
-        largest = args.per_device_train_batch_size
-        sizes = iter([size for size in range(largest - 1, 0, -1) if largest % size == 0] + [0])
+        largest = first = args.per_device_train_batch_size
+        if args.resume_from_checkpoint:  # with the batch size that was found before
+            first = read_checkpoint(args)[1]["arguments"]["per_device_train_batch_size"]
+            first = first if largest % first == 0 else largest
+        sizes = iter([size for size in range(first - 1, 0, -1) if largest % size == 0] + [0])
 
         def attempt(batch_size: int) -> dict[str, Any]:
             if batch_size < largest:
@@ -158,7 +169,7 @@ def with_found_batch_size(train: Callable[[Any], dict[str, Any]]) -> Callable[[A
                 )
             )
 
-        return find_executable_batch_size(attempt, largest, lambda: next(sizes))()
+        return find_executable_batch_size(attempt, first, lambda: next(sizes))()
 
     return run
 
@@ -239,7 +250,8 @@ def fit(
         compute_loss: (model, batch, number of the batch from 0) -> loss, mean over the images of the batch.
         evaluate: model -> scores on validation images, the same in all processes.
         best_metric: the score, higher is better, that selects the best model.
-        save: (model, folder, results) writes a model; called in the main process.
+        save: (model, folder, results) writes a model; called in the main process. Of the results "chosen" says whether
+            they chose it.
 
     Returns:
         Results of the best step, and under "history" what was measured on the way.
@@ -330,7 +342,7 @@ def fit(
     last = progress["history"][-1]
     results = {**(progress["best"] or last), "num_processes": accelerator.num_processes, "history": progress["history"]}
     if accelerator.is_main_process:
-        save(accelerator.unwrap_model(model), output_dir / "last", last)
+        save(accelerator.unwrap_model(model), output_dir / "last", {**last, "chosen": False})
         (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
         if args.push_to_hub:
             push(args, output_dir)
@@ -350,7 +362,7 @@ def _keep_if_best(accelerator, model, progress, measured, metric, output_dir, sa
             partial = output_dir / "best.partial"
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                save(accelerator.unwrap_model(model), partial, measured)
+                save(accelerator.unwrap_model(model), partial, {**measured, "chosen": True})
             except Exception as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise RuntimeError(
@@ -418,8 +430,8 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted((p for p in output_dir.glob("step_*") if p.name.removeprefix("step_").isdigit()), key=written)
 
 
-def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
-    """Restores a run; returns its progress."""
+def read_checkpoint(args: LoopArguments) -> tuple[Path, dict[str, Any]]:
+    """The folder of the checkpoint to resume from, and its record of the run; ValueError where it is not whole."""
     folder = Path(args.resume_from_checkpoint or "")
     if args.resume_from_checkpoint == "latest":
         found = checkpoints(Path(args.output_dir))
@@ -437,6 +449,12 @@ def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: i
     for name, size in progress.pop("files").items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise ValueError(f"checkpoint {str(folder)!r} is not complete: {name} is missing or cut short")
+    return folder, progress
+
+
+def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
+    """Restores a run; returns its progress."""
+    folder, progress = read_checkpoint(args)
     before, now = progress.pop("arguments"), _fixed(args, accelerator, num_images)
     differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     changed = {name: (before.get(name), now.get(name)) for name in differ}

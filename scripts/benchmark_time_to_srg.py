@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from salvage_hf import explainer_training
+from salvage_hf.benchmark import write_json
 from salvage_hf.explainer_training import ExplainerArguments, train_explainer
 from salvage_hf.training import arg, check_writable
 
@@ -70,9 +72,8 @@ class Runs:
         """What the run of this name has given, or gives now."""
         if name not in self.done:
             self.done[name] = made()
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.done, indent=1) + "\n")
-            partial.rename(self.path)
+            if PartialState().is_main_process:
+                write_json(self.path, self.done)
         return self.done[name]
 
     def train(self, name: str, steps: int, validations: int, **options) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def crops_of(
 ) -> tuple[list[Box], list[Box]]:
     """Crops that touch no region, about as many as of the others; and around each region one that holds it whole."""
     width, height = size
+    if not 0 < args.crop_size <= min(size):
+        raise ValueError(f"crop_size must be at most the side of a photograph, {min(size)}, got {args.crop_size}")
     without: list[Box] = []
     holding: list[Box] = []
 

@@ -1,6 +1,8 @@
 """Makes tables, figures and a page from finished benchmarks and ablations, without any model.
 
 python scripts/report.py --benchmarks ImageNette=outputs/benchmark --ablations ImageNette=outputs/ablation
+
+Needs what `pip install -e ".[plots]"` installs.
 """
 
 from transformers import HfArgumentParser

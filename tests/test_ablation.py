@@ -122,6 +122,20 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(arguments, monkeypatch, 
         assert resumed["arms"][name]["0"]["srg"] == pytest.approx(whole["arms"][name]["0"]["srg"], abs=1e-5)
 
 
+def test_steps_are_fixed_from_the_start(arguments, monkeypatch, tmp_path):
+    """A run that is stopped in its first arm does not go on with another schedule."""
+
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "run_benchmark", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(*arguments(seeds=[0]))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"other arguments \(before, now\): {'max_train_steps': \(4, 8\)}"):
+        run_ablation(*arguments(seeds=[0], max_train_steps=8))
+
+
 def test_one_run_follows_another_in_two_processes(arguments, launch_two, tmp_path):
     _, shared = arguments(per_device_train_batch_size=2)
     words = ["--seeds", "0", "--budget", "9", "--max_scored_samples", "5"]
@@ -150,6 +164,10 @@ def test_messages(arguments):
         run_ablation(*arguments(max_train_steps=None))
     with pytest.raises(ValueError, match="an ablation needs validation_dir, or a data set"):
         run_ablation(*arguments(validation_dir=None))
+    with pytest.raises(ValueError, match="budget must be at least 5, got 4"):
+        arguments(budget=4)
+    with pytest.raises(ValueError, match="max_scored_samples must be at least 1, got 0"):
+        AblationArguments(max_scored_samples=0)
     with pytest.raises(ValueError, match="new_subsets must be at least 4, got 2"):
         run_ablation(*arguments(new_subsets=2))
     run_ablation(*arguments(seeds=[0], max_train_steps=1))

@@ -1,5 +1,6 @@
 """The comparison of methods: resumable, independent of batch size, and right."""
 
+import dataclasses
 import json
 import shutil
 
@@ -90,11 +91,11 @@ def scored(monkeypatch):
 
     calls, score_batch = Scored(), benchmark._score_batch
 
-    def counting(v, method, batch, *rest):
+    def counting(v, attributions, batch, *rest):
         if len(calls) == calls.stop_at:
             raise KeyboardInterrupt
         calls.append(len(batch["ids"]))
-        return score_batch(v, method, batch, *rest)
+        return score_batch(v, attributions, batch, *rest)
 
     monkeypatch.setattr(benchmark, "_score_batch", counting)
     return calls
@@ -125,6 +126,23 @@ def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path,
         load_file(tmp_path / folder / "maps" / "salvage.safetensors")["attributions"] for folder in ("whole", "out")
     ]
     assert torch.equal(*maps)
+
+
+def test_maps_with_nan_are_told_by_method_and_image(arguments, monkeypatch, tmp_path):
+    """What was scored before stays, and the method may be left out."""
+
+    def broken(classifier, seed=0):
+        def attribute(pixel_values, targets):
+            return torch.where(targets[:, None] == 1, torch.nan, torch.ones(len(targets), 16))
+
+        return attribute
+
+    info = benchmark.attribution_methods.REGISTRY["saliency"]
+    monkeypatch.setitem(benchmark.attribution_methods.REGISTRY, "saliency", dataclasses.replace(info, build=broken))
+    with pytest.raises(ValueError, match=r"saliency gives NaN or infinite attributions of \['LABEL_1/\d.png', "):
+        run_benchmark(arguments(methods=["random", "saliency", "salvage"]))
+    results = run_benchmark(arguments(methods=["random", "salvage"]))
+    assert list(results["methods"]) == ["random", "salvage"]
 
 
 @pytest.fixture
@@ -422,6 +440,10 @@ def test_messages(arguments):
         arguments(methods=["guesswork"])
     with pytest.raises(ValueError, match="max_relative_samples must be at least 0, got -1"):
         arguments(max_relative_samples=-1)
+    with pytest.raises(ValueError, match="budget must be at least 5, got 4"):
+        arguments(budget=4)
+    with pytest.raises(ValueError, match="model_name_or_path is needed: the classifier to explain"):
+        arguments(model_name_or_path="")
     with pytest.raises(ValueError, match="max_eval_samples must be at least 1, got 0"):
         arguments(max_eval_samples=0)
     with pytest.raises(ValueError, match="nothing is scored: max_rank_samples and max_relative_samples are 0"):

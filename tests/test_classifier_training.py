@@ -1,5 +1,7 @@
 """scripts/train_classifier.py: fine-tuning, with and without hidden patches."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,12 @@ def test_losses_are_the_literal_ones():
     one = logits[:, :1]
     literal = -((1 - one[0, 0].sigmoid()).log() + one[1, 0].sigmoid().log()) / 2
     torch.testing.assert_close(classification_loss(one, labels), literal)
+
+
+def test_one_class_is_no_classifier(arguments, tmp_path):
+    shutil.rmtree(tmp_path / "images" / "bright")
+    with pytest.raises(ValueError, match=r"a classifier needs at least two classes, the data set has 1: \['dark'\]"):
+        train_classifier(arguments())
 
 
 def test_messages(arguments, tmp_path):

@@ -66,6 +66,16 @@ def test_a_class_that_stands_alone_keeps_its_label(folder, processor):
     assert load_images(folder=str(flat)).column_names == ["image"]  # images without a class have none
 
 
+def test_a_mask_belongs_to_one_image(folder, processor, tmp_path):
+    tench = folder / "n01440764_tench"
+    picture(7).save(tench / "n01440764_tench_val_0.png")
+    with pytest.raises(ValueError, match=r"several images would have the same mask: \['.*tench_val_0.png'\]"):
+        ProcessedImages(load_images(folder=str(folder)), processor, mask_dir=str(tmp_path / "masks"))
+    nameless = load_images(parquet(tmp_path, [png(picture(0))]))
+    with pytest.raises(ValueError, match="needs images with file names, 1 have none"):
+        ProcessedImages(nameless, processor, mask_dir=str(tmp_path / "masks"))
+
+
 def test_items_of_a_batch_equal_single_items(folder, processor):
     images = ProcessedImages(load_images(folder=str(folder)), processor, config_with("tench", "english_springer"))
     for item in images.__getitems__([5, 0, 3]):
@@ -101,6 +111,7 @@ def test_changed_files_are_read_again(folder):
         ({}, "give either dataset_name or folder"),
         ({"dataset_name": "a", "folder": "b"}, "give either dataset_name or folder, got 'a' and 'b'"),
         ({"folder": "nowhere"}, "'nowhere' is not a folder"),
+        ({"folder": ""}, "'' is not a folder"),
         ({"folder": "nowhere", "on_bad_image": "ignore"}, "on_bad_image='ignore' is neither"),
     ],
 )

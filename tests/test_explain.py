@@ -67,6 +67,11 @@ def test_messages(model_folder, picture_folder, inputs, output, message, monkeyp
     assert message in capsys.readouterr().err
 
 
+def test_at_least_one_class_is_shown(model_folder, picture_folder, tmp_path):
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        explain_files([str(picture_folder / "wide.png")], str(model_folder), str(tmp_path / "out.png"), top=0)
+
+
 def test_originals_are_not_overwritten(model_folder, picture_folder):
     before = {path: path.read_bytes() for path in picture_folder.rglob("*") if path.is_file()}
     written, _ = explain_files([str(picture_folder)], str(model_folder), str(picture_folder))

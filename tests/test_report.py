@@ -174,6 +174,15 @@ def test_classification_is_that_of_the_confusion_matrix(make_benchmark, tmp_path
     assert rows["Salvage"] == [*expected, f"{matthews_corrcoef(labels, predicted):.3f}", f"{100 * same:.1f}%"]
 
 
+def test_a_wrong_answer_of_a_class_without_images_is_none_of_the_classes(make_benchmark):
+    _, results = make_benchmark()
+    labels = [1] * 10
+    predictions = {name: {"predictions": [1] * 9 + [2]} for name in ("classifier", "salvage")}
+    table = report.classification_table({"": {**results, "classification": {"labels": labels, **predictions}}})
+    for row in table.rows:
+        assert [cell.text for cell in row[1:6]] == ["90.0%", "100.0%", "90.0%", "94.7%", "-"]
+
+
 def test_correctness_matrix(make_benchmark):
     _, results = make_benchmark()
     figure = report.correctness_matrices({"Pets": results})
@@ -200,6 +209,11 @@ def test_figure_2_shows_the_three_best_and_random(make_benchmark):
     assert list(lines) == ["RISE", "Salvage", "Random"]
     curves = methods["rise"]["curves"]
     np.testing.assert_allclose(lines["RISE"], np.array(curves["r_lif"]) - curves["r_mif"])
+    for place, name in enumerate(("last_attention", "vit_shapley", "random", "salvage", "rise")):
+        del methods[name]["srg"]
+        methods[name]["r_srg"] = [1.0 - 0.1 * place] * 8
+    figure = report.cardinality_curves({"Pets": titled_scores(results)})
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["Attn. last", "ViT-Shapley", "Random"]
 
 
 def test_a_method_has_one_colour_in_all_panels(make_benchmark):

@@ -54,6 +54,14 @@ def test_a_method_that_is_defined_on_few_images_wins_no_column():
     assert mark({"always": torch.full((10,), 0.5).double(), "rarely": rarely}, True) == {"always": "best"}
 
 
+def test_means_are_compared_on_the_images_that_all_have():
+    """A score that is undefined where images are hard is no better for it."""
+    nan = float("nan")
+    easy_only = torch.tensor([*[0.9] * 10, *[nan] * 10], dtype=torch.float64)
+    better = torch.tensor([*[0.95] * 10, *[0.5] * 10], dtype=torch.float64)
+    assert mark({"easy only": easy_only, "better": better}, True) == {"better": "best", "easy only": "second"}
+
+
 def test_most_is_counted_among_images_where_any_method_is_defined():
     """Regions that most images lack, or scores asked for on the first images only, are no fault of a method."""
     nan = float("nan")

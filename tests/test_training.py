@@ -220,7 +220,9 @@ def test_what_a_run_writes(straight):
     model = {"config.json", "model.safetensors", "configuration_salvage.py", "modeling_salvage.py"}
     model |= {"preprocessor_config.json", "README.md"}
     assert model <= files
-    assert {f"last/{name}" for name in model - {"README.md"}} <= files
+    assert {f"last/{name}" for name in model} <= files
+    assert "These images chose the checkpoint" in (straight / "README.md").read_text()
+    assert "which these images did not choose" in (straight / "last" / "README.md").read_text()
     assert [folder.name for folder in checkpoints(straight)] == ["step_6", "step_8"]  # two are kept
     assert {"step_8/progress.json", "step_8/model.safetensors", "step_8/optimizer.bin"} <= files
     assert not [name for name in files if "partial" in name or ".writable" in name]
@@ -423,6 +425,11 @@ def test_smaller_batches_where_memory_is_short(arguments, monkeypatch, tmp_path)
     progress = json.loads((tmp_path / "run" / "step_2" / "progress.json").read_text())["arguments"]
     assert (progress["per_device_train_batch_size"], progress["gradient_accumulation_steps"]) == (1, 4)
     assert np.isfinite(found["train_loss"])
+    forget_accelerators()
+    tried.clear()
+    more = {"max_train_steps": 3, "sampling": "uniform", "resume_from_checkpoint": "latest"}
+    train_explainer(arguments(auto_find_batch_size=True, **more))
+    assert set(tried) == {1}  # with the size that was found before
     forget_accelerators()
     with pytest.raises(RuntimeError, match="out of memory"):
         train_explainer(arguments(max_train_steps=2))
@@ -741,6 +748,7 @@ def test_wrong_arguments_are_told(arguments, changes, message):
     [
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
         ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1, got 0"),
+        ({"max_train_samples": 0}, "max_train_samples must be at least 1, got 0"),
         ({"max_train_steps": 0}, "max_train_steps must be at least 1, got 0"),
         ({"num_train_epochs": 0}, "num_train_epochs must be at least 1, got 0"),
         ({"checkpointing_steps": "0"}, "checkpointing_steps must be at least 1, got 0"),

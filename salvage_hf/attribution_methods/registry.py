@@ -46,7 +46,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
         options: of the method itself (`explainer=` for "salvage", `budget=` for "rise").
 
     Returns:
-        The method; it raises ValueError where `targets` are not one class an image, or patches do not divide the images.
+        The method; it raises ValueError where `targets` are not one class an image, or images are not whole patches.
     """
     if name not in REGISTRY:
         raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
