@@ -67,6 +67,13 @@ def image_keys(pixel_values: torch.Tensor) -> torch.Tensor:
 Generator = torch.Generator | KeyedGenerator
 
 
+def _uniform(shape: tuple[int, ...], generator: Generator) -> torch.Tensor:
+    """Uniform numbers in 0..1, float64 [B, ...]."""
+    if isinstance(generator, KeyedGenerator):
+        return generator.uniform(*shape[1:]).double()
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+
+
 def _exponentials(shape: tuple[int, int, int], generator: Generator) -> torch.Tensor:
     """Positive standard exponential numbers, float32 [B, M, N]."""
     if isinstance(generator, KeyedGenerator):
@@ -76,10 +83,7 @@ def _exponentials(shape: tuple[int, int, int], generator: Generator) -> torch.Te
 
 def uniform_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
     """Independent sizes |S| ~ U{1..N} (Algorithm 3, line 6): int64 [B, M]."""
-    if isinstance(generator, KeyedGenerator):
-        return (generator.uniform(num_subsets).double() * num_patches).long() + 1
-    shape = (batch_size, num_subsets)
-    return torch.randint(1, num_patches + 1, shape, generator=generator, device=generator.device)
+    return (_uniform((batch_size, num_subsets), generator) * num_patches).long() + 1
 
 
 def stratified_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
@@ -87,11 +91,7 @@ def stratified_sizes(batch_size: int, num_subsets: int, num_patches: int, *, gen
 
     A slot taken at random has |S| ~ U{1..N} exactly, as with `uniform_sizes`, but together they cover all sizes evenly.
     """
-    shape = (batch_size, num_subsets)
-    if isinstance(generator, KeyedGenerator):
-        within = generator.uniform(num_subsets).double()
-    else:
-        within = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    within = _uniform((batch_size, num_subsets), generator)
     strata = torch.arange(num_subsets, device=within.device)
     return ((strata + within) / num_subsets * num_patches).long().clamp_max(num_patches - 1) + 1
 
@@ -100,11 +100,7 @@ def shapley_kernel_sizes(batch_size: int, num_subsets: int, num_patches: int, *,
     """Independent sizes 1..N-1 with p(s) in proportion to 1 / (s (N - s)), the Shapley kernel's: int64 [B, M]."""
     if num_patches < 2:
         raise ValueError(f"the Shapley kernel needs at least 2 patches, got {num_patches}")
-    if isinstance(generator, KeyedGenerator):
-        within = generator.uniform(num_subsets).double()
-    else:
-        shape = (batch_size, num_subsets)
-        within = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+    within = _uniform((batch_size, num_subsets), generator)
     sizes = torch.arange(1, num_patches, device=within.device, dtype=torch.float64)
     cumulative = (1 / (sizes * (num_patches - sizes))).cumsum(dim=0)
     return torch.searchsorted(cumulative / cumulative[-1], within).clamp_max(num_patches - 2) + 1
@@ -235,9 +231,5 @@ def shapley_kernel_published(
     """
     half = (num_subsets + 1) // 2
     threshold = (shapley_kernel_sizes(batch_size, half, num_patches, generator=generator) - 1) / num_patches
-    if isinstance(generator, KeyedGenerator):
-        draws = generator.uniform(half, num_patches)
-    else:
-        draws = torch.rand(batch_size, half, num_patches, generator=generator, device=generator.device)
-    first = draws > threshold[..., None]
+    first = _uniform((batch_size, half, num_patches), generator) > threshold[..., None]
     return torch.cat([first, ~first[:, : num_subsets - half]], dim=1)
