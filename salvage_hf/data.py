@@ -185,6 +185,12 @@ def match_labels(names: list[str], config) -> list[int]:
     return [found[0] for found in matches]
 
 
+def target_names(config) -> list[str]:
+    """Names of the targets of a classifier; with one label 0 is "not" it."""
+    names = [config.id2label[index] for index in range(len(config.id2label))]
+    return [f"not {names[0]}", names[0]] if config.num_labels == 1 else names
+
+
 def _plain(name: str) -> str:
     return re.sub(r"^n\d{8}[_ ]", "", str(name)).replace("_", " ").strip().lower()
 
@@ -292,7 +298,7 @@ def _translated_labels(dataset: Dataset, column: str, config) -> list[int]:
     if isinstance(feature, ClassLabel):
         mapping = match_labels(feature.names, config)
         _check_range(values, len(mapping), column)
-        own = {0: f"not {config.id2label[0]}", 1: config.id2label[0]} if config.num_labels == 1 else config.id2label
+        own = target_names(config)
         named = [f"{name} -> {own[index]}" for name, index in zip(feature.names, mapping, strict=True)]
         logger.info("Labels of the data set and of the classifier: %s", ", ".join(named))
         return [mapping[value] for value in values]

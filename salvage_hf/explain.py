@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from .data import open_image, processed_box
+from .data import open_image, processed_box, target_names
 from .masking import activation, predicted_targets, target_attributions, target_probability
 from .plots import overlay, picture_grid, png
 
@@ -80,12 +80,10 @@ def explanation(picture: Image.Image, model, processor, top: int = 3):
     output = model(pixel_values)
     probabilities = activation(output.logits)
     if output.logits.shape[-1] == 1:
-        names, classes = (
-            {0: f"not {model.config.id2label[0]}", 1: model.config.id2label[0]},
-            predicted_targets(output.logits),
-        )
+        classes = predicted_targets(output.logits)
     else:
-        names, classes = model.config.id2label, probabilities[0].topk(min(top, probabilities.shape[-1])).indices
+        classes = probabilities[0].topk(min(top, probabilities.shape[-1])).indices
+    names = target_names(model.config)
     patch_size = model.config.backbone_config.patch_size
     grid = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
     box = processed_box(processor, *picture.size)
