@@ -107,11 +107,10 @@ def open_image(image: dict[str, Any] | str | Path) -> PILImage.Image:
 
 def content_digest(images: "ProcessedImages", indices: list[int]) -> str:
     """A digest of some images' files, and of their masks; one file in memory at a time."""
-    files = [
-        digest(image["bytes"] or Path(image["path"]).read_bytes())
-        for index in indices
-        for image in [images.images[index][images.image_column]]
-    ]
+    files = []
+    for index in indices:
+        image = images.images[index][images.image_column]
+        files.append(digest(image["bytes"] or Path(image["path"]).read_bytes()))
     masks = [digest(images.masks[index].read_bytes()) for index in indices] if images.masks else []
     return digest(*files, *masks)
 

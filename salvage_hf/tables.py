@@ -134,7 +134,9 @@ def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str
     }
     marks: dict[str, str] = {}
     for place in ("best", "second"):
-        shared = ~torch.stack(list(left.values())).isnan().any(dim=0) if left else torch.zeros(0, dtype=torch.bool)
+        if not left:
+            break
+        shared = ~torch.stack(list(left.values())).isnan().any(dim=0)
         if not shared.any():
             break
         leader = max(left, key=lambda name: left[name][shared].mean().item())

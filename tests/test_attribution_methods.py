@@ -257,7 +257,21 @@ def test_kernelshap_needs_more_subsets_than_patches(tiny_classifier, images):
         method(images(1), torch.tensor([0]))
 
 
-@pytest.mark.parametrize("name", ["lrp", "gradcam", "gradcam_plus_plus", "ablationcam", "last_attention", "rise"])
+def test_gradcam_plus_plus_keeps_small_gradients_in_half_precision(tiny_classifier, images):
+    """Their squares and cubes are 0 in float16."""
+    classifier = tiny_classifier("dinov2")
+    classifier.classifier.weight.data *= 1e-3
+    pixel_values, targets = images(3), torch.tensor([0, 1, 2])
+    maps = {}
+    for dtype in (torch.float32, torch.float16):
+        v = MaskedClassifier(copy.deepcopy(classifier).to(dtype))
+        maps[dtype] = attribution_methods.load("gradcam_plus_plus", classifier=v)(pixel_values.to(dtype), targets)
+    expected = maps[torch.float32]
+    assert expected.max() > 0
+    torch.testing.assert_close(maps[torch.float16], expected, rtol=0.1, atol=0.05 * expected.max().item())
+
+
+@pytest.mark.parametrize("name", ["lrp", "gradcam", "ablationcam", "last_attention", "rise"])
 def test_maps_of_a_bfloat16_classifier_are_float32(tiny_classifier, images, name):
     v = MaskedClassifier(tiny_classifier("dinov2").to(torch.bfloat16))
     method = attribution_methods.load(name, classifier=v, **CHEAP.get(name, {}))

@@ -141,8 +141,11 @@ def test_maps_with_nan_are_told_by_method_and_image(arguments, monkeypatch, tmp_
     monkeypatch.setitem(benchmark.attribution_methods.REGISTRY, "saliency", dataclasses.replace(info, build=broken))
     with pytest.raises(ValueError, match=r"saliency gives NaN or infinite attributions of \['LABEL_1/\d.png', "):
         run_benchmark(arguments(methods=["random", "saliency", "salvage"]))
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]
+    assert list(kept) == ["random"]
     results = run_benchmark(arguments(methods=["random", "salvage"]))
     assert list(results["methods"]) == ["random", "salvage"]
+    assert results["methods"]["random"] == kept["random"]  # its seconds too: not scored again
 
 
 @pytest.fixture
