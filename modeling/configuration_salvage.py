@@ -18,6 +18,7 @@ class SalvageConfig(PretrainedConfig):
         head_num_layers: layers of the mask transformer (Segmenter uses 2).
         head_num_attention_heads: attention heads of a layer; the backbone's number when None.
         head_mlp_ratio: width of a layer's feed-forward part, as a multiple of `head_hidden_size`.
+        objective: what the explainer was trained to minimise: "salvage", "vit_shapley" or "fastshap".
         paired_values: whether every patch and class has a positive and a negative value. Explainers of Shapley's own
             objective (ViT-Shapley, FastSHAP) have one, given as the positive one, not centred over classes.
         logit_temperature: divides the summed values before softmax or sigmoid (eq. 4; the paper uses 1).
@@ -34,6 +35,7 @@ class SalvageConfig(PretrainedConfig):
         head_num_layers=2,
         head_num_attention_heads=None,
         head_mlp_ratio=4,
+        objective="salvage",
         paired_values=True,
         logit_temperature=1.0,
         initializer_range=None,
@@ -51,6 +53,7 @@ class SalvageConfig(PretrainedConfig):
         self.head_num_layers = head_num_layers
         self.head_num_attention_heads = head_num_attention_heads or backbone_config.num_attention_heads
         self.head_mlp_ratio = head_mlp_ratio
+        self.objective = objective
         self.paired_values = paired_values
         self.logit_temperature = logit_temperature
         self.initializer_range = initializer_range or backbone_config.initializer_range

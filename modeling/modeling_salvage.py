@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_salvage import SalvageConfig
@@ -34,13 +35,22 @@ class SalvageOutput(ModelOutput):
     negative_values: torch.FloatTensor | None = None
 
 
+def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention in plain operations: [B, heads, L, D / heads] each -> [B, L, heads, D / heads], and its weights."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1)  # [B, heads, L, L]
+    return (weights @ value).transpose(1, 2), weights
+
+
 class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer."""
 
     def __init__(self, config):
         super().__init__()
         hidden_size = config.head_hidden_size
+        self.config = config
         self.num_attention_heads = config.head_num_attention_heads
+        self.scaling = (hidden_size // config.head_num_attention_heads) ** -0.5
+        self.is_causal = False  # asked for by transformers' attention functions
         self.layernorm_before = nn.LayerNorm(hidden_size)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
@@ -56,8 +66,9 @@ class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
         qkv = self.qkv(self.layernorm_before(hidden_states))
         # [B, L, 3D] -> 3 x [B, heads, L, D / heads]
         query, key, value = qkv.view(batch_size, length, 3, self.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(query, key, value)
-        attended = attended.transpose(1, 2).reshape(batch_size, length, hidden_size)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        attended = attended.reshape(batch_size, length, hidden_size)  # [B, L, heads, D / heads] -> [B, L, D]
         hidden_states = hidden_states + self.output(attended)
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
@@ -186,7 +197,6 @@ class SalvageModel(SalvagePreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         patch_features: torch.Tensor | None = None,
-        **kwargs,
     ) -> SalvageOutput:
         """Explains all classes of a batch of images in one pass.
 
@@ -226,10 +236,13 @@ class SalvageForImageClassification(SalvageModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        patch_features: torch.Tensor | None = None,
     ) -> SalvageOutput:
         """As `SalvageModel`; labels [B] (class indices, or 0 and 1 with one label) add the classification loss."""
-        output = super().forward(pixel_values, **{**kwargs, "return_dict": True})
+        output = super().forward(pixel_values, patch_features, return_dict=True)
         if labels is not None:
             if self.num_labels == 1:
                 loss = nn.functional.binary_cross_entropy_with_logits(output.logits.squeeze(-1), labels.float())

@@ -3,11 +3,15 @@
 Importing this package registers Salvage with transformers' Auto classes and the eight metrics with `evaluate`.
 """
 
-from . import attribution_methods, faithfulness, localization, metric_registration, subsets
+from . import attribution_methods, faithfulness, localization, subsets
+from .evaluate_modules import registration
+from .evaluate_modules.registration import load_metric
 from .masking import MaskedClassifier
 from .modeling import SalvageConfig, SalvageForImageClassification, SalvageModel, SalvageOutput
 
-metric_registration.register()
+__version__ = "0.1.0"
+
+registration.register()
 
 __all__ = [
     "MaskedClassifier",
@@ -17,6 +21,7 @@ __all__ = [
     "SalvageOutput",
     "attribution_methods",
     "faithfulness",
+    "load_metric",
     "localization",
     "subsets",
 ]

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from . import metric_registration
+from .evaluate_modules.registration import seed_module_cache
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -11,15 +11,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    explain = commands.add_parser("explain", help="pictures of what made a model decide, for images or folders of them")
+    explain = commands.add_parser("explain", help="draw what made a model decide, for images or folders of images")
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     explain.add_argument("--model", required=True, help="a Salvage model: a folder, or a name on the Hub")
-    explain.add_argument("--output", default="explanations", help="a PNG file, or a folder for several images")
-    explain.add_argument("--top", type=int, default=3, help="how many classes to show")
+    explain.add_argument("--output", default="explanations", help="a PNG file for one image, a folder for several")
+    explain.add_argument("--top", type=int, default=3, help="how many classes are shown, the most probable first")
 
-    demo = commands.add_parser("demo", help="the whole method on a small data set made here, in some minutes")
-    demo.add_argument("--output_dir", default="demo_output", help="where data, models and the page are written")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    demo = commands.add_parser(
+        "demo", help="run the whole method on a small data set that is made on the spot, in some minutes"
+    )
+    demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
+    demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")
 
     commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
 
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             run_demo(options.output_dir, options.seed)
         else:
-            metric_registration.seed_module_cache()
+            seed_module_cache()
     except (ValueError, OSError) as error:
         print(f"salvage {options.command}: {error}", file=sys.stderr)
         return 2

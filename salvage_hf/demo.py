@@ -9,10 +9,12 @@ import numpy as np
 from PIL import Image
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification, set_seed
 
-from .benchmark import BenchmarkArguments, results_table, run_benchmark
-from .classifier_training import ClassifierArguments, train_classifier
-from .explainer_training import ExplainerArguments, train_explainer
-from .report import ReportArguments, write_report
+from .evaluation.arguments import BenchmarkArguments
+from .evaluation.benchmark import run_benchmark
+from .evaluation.report import ReportArguments, write_report
+from .evaluation.tables import results_table
+from .training.classifier import ClassifierArguments, train_classifier
+from .training.explainer import ExplainerArguments, train_explainer
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
@@ -25,63 +27,16 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
     """Makes pictures, trains a classifier and Salvage on them, scores the maps; returns the page that shows it all."""
     start = time.perf_counter()
     folder = Path(output_dir)
-    marker = folder / "salvage_demo"
-    for part in ("data", "untrained", "classifier", "explainer", "benchmark", "tables", "figures"):
-        if (folder / part).exists() and not marker.exists():
-            raise ValueError(f"{str(folder / part)!r} is not of an earlier demo; give another output_dir")
-        shutil.rmtree(folder / part, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text("What lies beside this file was made by `salvage demo`, which makes it anew each time.\n")
+    _clear(folder)
     make_pictures(folder / "data" / "train", TRAIN_PICTURES, seed)
     make_pictures(folder / "data" / "val", EVAL_PICTURES, seed + 1)
     make_untrained_classifier(folder / "untrained", seed)
-    train_dir = str(folder / "data" / "train")
     print("1/3 training a classifier on pictures with patches removed")
-    train_classifier(
-        ClassifierArguments(
-            model_name_or_path=str(folder / "untrained"),
-            output_dir=str(folder / "classifier"),
-            mask_patches=True,
-            learning_rate=1e-3,
-            num_warmup_steps=100,
-            max_train_steps=CLASSIFIER_STEPS,
-            validation_steps=300,
-            checkpointing_steps=300,
-            train_dir=train_dir,
-            per_device_train_batch_size=32,
-            seed=seed,
-        )
-    )
+    train_classifier(_classifier_arguments(folder, seed))
     print("2/3 training Salvage against the frozen classifier")
-    train_explainer(
-        ExplainerArguments(
-            model_name_or_path=str(folder / "classifier"),
-            output_dir=str(folder / "explainer"),
-            new_subsets=8,
-            learning_rate=5e-4,
-            num_warmup_steps=50,
-            lr_scheduler_type="cosine",
-            max_train_steps=EXPLAINER_STEPS,
-            validation_steps=100,
-            checkpointing_steps=350,
-            train_dir=train_dir,
-            per_device_train_batch_size=32,
-            seed=seed,
-        )
-    )
+    train_explainer(_explainer_arguments(folder, seed))
     print("3/3 scoring the explanations")
-    results = run_benchmark(
-        BenchmarkArguments(
-            model_name_or_path=str(folder / "classifier"),
-            explainer=str(folder / "explainer"),
-            methods=list(METHODS),
-            validation_dir=str(folder / "data" / "val"),
-            mask_dir=str(_mask_folder(folder / "data" / "val")),
-            n_masks=2,
-            seed=seed,
-            output_dir=str(folder / "benchmark"),
-        )
-    )
+    results = run_benchmark(_benchmark_arguments(folder, seed))
     page = write_report(ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder)))
     print(f"\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
     print((folder / "tables" / "table4.md").read_text())
@@ -89,10 +44,67 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
     return page
 
 
+def _clear(folder: Path) -> None:
+    """Removes what an earlier demo has left; ValueError where it was something else that left it."""
+    marker = folder / "salvage_demo"
+    for part in ("data", "untrained", "classifier", "explainer", "benchmark", "tables", "figures"):
+        if (folder / part).exists() and not marker.exists():
+            raise ValueError(f"{str(folder / part)!r} is not of an earlier demo; give another output_dir")
+        shutil.rmtree(folder / part, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text("What lies beside this file was made by `salvage demo`, which makes it anew each time.\n")
+
+
+def _classifier_arguments(folder: Path, seed: int) -> ClassifierArguments:
+    return ClassifierArguments(
+        model_name_or_path=str(folder / "untrained"),
+        output_dir=str(folder / "classifier"),
+        mask_patches=True,
+        learning_rate=1e-3,
+        num_warmup_steps=100,
+        max_train_steps=CLASSIFIER_STEPS,
+        validation_steps=300,
+        checkpointing_steps=300,
+        train_dir=str(folder / "data" / "train"),
+        per_device_train_batch_size=32,
+        seed=seed,
+    )
+
+
+def _explainer_arguments(folder: Path, seed: int) -> ExplainerArguments:
+    return ExplainerArguments(
+        model_name_or_path=str(folder / "classifier"),
+        output_dir=str(folder / "explainer"),
+        new_subsets=8,
+        learning_rate=5e-4,
+        num_warmup_steps=50,
+        lr_scheduler_type="cosine",
+        max_train_steps=EXPLAINER_STEPS,
+        validation_steps=100,
+        checkpointing_steps=350,
+        train_dir=str(folder / "data" / "train"),
+        per_device_train_batch_size=32,
+        seed=seed,
+    )
+
+
+def _benchmark_arguments(folder: Path, seed: int) -> BenchmarkArguments:
+    return BenchmarkArguments(
+        model_name_or_path=str(folder / "classifier"),
+        explainers=[f"salvage={folder / 'explainer'}"],
+        methods=list(METHODS),
+        validation_dir=str(folder / "data" / "val"),
+        mask_dir=str(_mask_folder(folder / "data" / "val")),
+        n_masks=2,
+        seed=seed,
+        output_dir=str(folder / "benchmark"),
+    )
+
+
 def make_pictures(folder: Path, per_class: int, seed: int) -> None:
     """Pictures of a patterned disc or square of one class, on a textured ground beside two plain shapes.
 
-    Each picture folder/CLASS/NAME.png has its object's mask in folder_masks/CLASS/NAME.png.
+    The mask of the object in folder/CLASS/NAME.png is folder_masks/CLASS/NAME.png.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]

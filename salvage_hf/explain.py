@@ -9,9 +9,17 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from .data import open_image, processed_box, target_names
-from .masking import activation, predicted_targets, target_attributions, target_probability
-from .plots import overlay, picture_grid, png
+from .data.loading import open_image
+from .data.processors import processed_box
+from .evaluation.plots import overlay, picture_grid, png
+from .targets import (
+    activation,
+    label_names,
+    predicted_targets,
+    target_attributions,
+    target_names,
+    target_probability,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +30,7 @@ def explain_files(inputs: Iterable[str], model_name: str, output: str, top: int 
     Args:
         inputs: image files, and folders of which all files are taken.
         model_name: a Salvage model with its image processor, on the Hub or in a folder.
-        output: a picture file for a single image, otherwise a folder that gets one picture an image.
+        output: a picture file for a single image, otherwise a folder that gets one picture per image.
         top: how many classes are shown.
 
     Returns:
@@ -83,7 +91,7 @@ def explanation(picture: Image.Image, model, processor, top: int = 3):
         classes = predicted_targets(output.logits)
     else:
         classes = probabilities[0].topk(min(top, probabilities.shape[-1])).indices
-    names = target_names(model.config)
+    names = target_names(label_names(model.config))
     patch_size = model.config.backbone_config.patch_size
     grid = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
     box = processed_box(processor, *picture.size)

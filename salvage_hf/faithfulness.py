@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from . import subsets as sampling
-from .masking import MaskedClassifier, ValueFunction, as_value_function, check_targets, target_probability, value_at
+from .keyed_random import KeyedGenerator, image_keys
+from .masking import MaskedClassifier, ValueFunction, as_value_function, value_at
+from .targets import check_targets, target_probability
 
 
 @dataclass
@@ -59,7 +61,7 @@ def rank_scores(
     """MIF, LIF and SRG (Algorithm 1).
 
     LIF adds patches from most to least important, MIF from least to most; a score is the mean prediction over sizes
-    1..N. MIF's order is LIF's reversed, so both together need 2N - 1 subsets of an image.
+    1..N. MIF's order is LIF's reversed, so both together need 2N - 1 subsets per image.
 
     Args:
         v: the classifier, in any form `as_value_function` takes.
@@ -67,11 +69,11 @@ def rank_scores(
         attributions: [B, N], the map of each image's target class.
         targets: int64 [B], the explained classes.
         seed: patches of equal attribution are ordered at random under this seed.
-        ids: int64 [B], what an image's random numbers are keyed by; its pixels when None.
+        ids: int64 [B], the keys of the images' random numbers; their pixels when None.
     """
-    value, attributions, keys = _checked(v, pixel_values, attributions, targets, ids)
+    value, attributions, keys = _prepared(v, pixel_values, attributions, targets, ids)
     num_patches = attributions.shape[1]
-    generator = sampling.KeyedGenerator(seed, keys)
+    generator = KeyedGenerator("order of equal patches", seed, keys=keys)
     # Equal attributions are neighbours after the stable sort, in the random order they were shuffled into before it.
     shuffled = generator.uniform(num_patches).argsort(dim=-1)
     order = attributions.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
@@ -100,14 +102,14 @@ def relative_scores(
     """R-MIF, R-LIF and R-SRG (Algorithm 2).
 
     For every size 1..N, n_masks subsets are drawn in proportion to the min-max normalised attributions (R-LIF), and as
-    many to one minus them (R-MIF). One weighted order serves all sizes, so that the n_masks orders of an image are
-    independent samples of its score, and the standard error is taken over them. This costs
-    2 * n_masks * (N - 1) + 1 forwards an image; all images advance through the sizes together.
+    many in proportion to one minus them (R-MIF). One weighted order serves all sizes, so the n_masks orders of an image
+    are independent samples of its score, and the standard error is taken over them. This costs
+    2 * n_masks * (N - 1) + 1 forwards per image. All images of the call advance through the sizes together.
 
-    With a budget the same expectations are estimated from as many forwards an image as one has, without bias where
-    `target_stderr` stops no image early: sizes are stratified over 1..N-1, every stratum gets two draws of its own
-    (their difference gives the standard error), and R-LIF and R-MIF draw with the same sizes and random numbers, so
-    that what they have in common cancels in R-SRG.
+    With a budget the same expectations are estimated from that number of forwards per image. Sizes are stratified over
+    1..N-1, and every stratum gets two draws, whose difference gives the standard error. R-LIF and R-MIF draw with the
+    same sizes and random numbers, so that what they have in common cancels in R-SRG. The estimate has no bias, unless
+    `target_stderr` stops an image early.
 
     Args:
         v: the classifier, in any form `as_value_function` takes.
@@ -116,24 +118,29 @@ def relative_scores(
         targets: int64 [B], the explained classes.
         n_masks: draws per size and direction; 128 in the paper. With 1 the standard errors are NaN.
         seed: seed of the draws.
-        ids: int64 [B], what an image's draws are keyed by; its pixels when None.
-        budget: forwards an image, at least 5; takes the place of n_masks. The curves are then means over strata.
-        target_stderr: with a budget, as many again are spent on every image until the standard error of its R-SRG over
-            the draws is at most this, or until the cost of the paper's 128 draws a size is reached. As small errors
-            stop an image, those reported are then a little too small.
+        ids: int64 [B], the keys of the images' draws; their pixels when None.
+        budget: forwards per image, at least 5; takes the place of n_masks. The curves are then means over strata.
+        target_stderr: needs a budget, which is then spent again and again on every image until the standard error of
+            its R-SRG over the draws is at most this, or until its cost is that of the paper's 128 draws per size. An
+            error that is small by chance stops an image, so the reported errors are a little too small.
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")
     if budget is not None and budget < 5:
-        raise ValueError(f"budget must be at least 5 forwards an image, got {budget}")
+        raise ValueError(f"budget must be at least 5 forwards per image, got {budget}")
     if target_stderr is not None and (budget is None or target_stderr <= 0):
         raise ValueError(f"target_stderr must be positive and needs a budget, got {target_stderr} and {budget}")
-    value, attributions, keys = _checked(v, pixel_values, attributions, targets, ids)
-    batch_size, num_patches = attributions.shape
+    value, attributions, keys = _prepared(v, pixel_values, attributions, targets, ids)
     weights = sampling.min_max_weights(attributions)
     if budget is not None:
         return _budgeted(value, weights, keys, seed, budget, target_stderr)
-    generator = sampling.KeyedGenerator(seed, keys)
+    return _protocol(value, weights, keys, seed, n_masks)
+
+
+def _protocol(value: Callable, weights: torch.Tensor, keys: torch.Tensor, seed: int, n_masks: int) -> RelativeScores:
+    """`relative_scores` from `n_masks` weighted orders per direction, each of which serves every size."""
+    batch_size, num_patches = weights.shape
+    generator = KeyedGenerator("relative draws", seed, keys=keys)
     places = torch.cat([_places(w, n_masks, generator) for w in (weights, 1 - weights)], dim=1)  # [B, 2 n_masks, N]
     # Some sizes at a time: enough for dense batches, and few enough that the subsets never stand in memory at once.
     step = max(1, 512 // (2 * n_masks))
@@ -163,7 +170,7 @@ _SURE_FROM = 16
 _AT_A_TIME = 16
 
 
-def _places(weights: torch.Tensor, num_orders: int, generator: sampling.KeyedGenerator) -> torch.Tensor:
+def _places(weights: torch.Tensor, num_orders: int, generator: KeyedGenerator) -> torch.Tensor:
     """Where the patches stand in weighted orders: weights [B, N] -> int16 [B, num_orders, N]."""
     blocks = [
         sampling.positions(sampling.weighted_orders(weights, len(block), generator=generator)).to(torch.int16)
@@ -187,7 +194,7 @@ def _budgeted(
     share = (num_patches - 1) / num_patches  # of the sizes that are drawn; the rest is the full image
     active = torch.arange(batch_size)
     for number in range(most if num_patches > 1 else 0):  # a single patch has no subset but the full one
-        draws = _stratified_draws(value, weights, keys, (seed, 2, number), num_strata, active)
+        draws = _stratified_draws(value, weights, keys, (seed, number), num_strata, active)
         scores = torch.cat([draws, draws[:, :1] - draws[:, 1:]], dim=1)  # [A, (lif, mif, srg), 2, strata]
         mean = share * draws.mean(dim=(-2, -1)) + (1 - share) * full[active]
         # The mean of two draws varies by a quarter of the square of their difference.
@@ -209,23 +216,22 @@ def _budgeted(
 
 
 def _stratified_draws(
-    value: Callable, weights: torch.Tensor, keys: torch.Tensor, stream: tuple[int, ...], num_strata: int, active
+    value: Callable, weights: torch.Tensor, keys: torch.Tensor, numbers: tuple[int, int], num_strata: int, active
 ) -> torch.Tensor:
     """Two draws in each stratum of sizes for the images at `active` [A]: predictions [A, (lif, mif), 2, strata]."""
     weights = weights[active]
     num_patches = weights.shape[1]
-    generator = sampling.KeyedGenerator((*stream, 0), keys[active])
+    generator = KeyedGenerator("relative sizes within a budget", *numbers, keys=keys[active])
     # Of the sizes 1..N-1: the full image is the same for every draw.
     shape = len(active), num_strata, num_patches - 1
     sizes = torch.stack([sampling.stratified_sizes(*shape, generator=generator) for _ in range(2)], dim=1)
     predictions = []
     for block in range(0, num_strata, _AT_A_TIME):
         of_block = sizes[..., block : block + _AT_A_TIME]  # [A, 2, strata]
-        stream_of_block = (*stream, 1 + block)  # both directions draw the same numbers
-        places = [
-            _places(w, 2 * of_block.shape[-1], sampling.KeyedGenerator(stream_of_block, keys[active]))
-            for w in (weights, 1 - weights)
-        ]
+        places = []
+        for direction in (weights, 1 - weights):  # both draw the same random numbers
+            generator = KeyedGenerator("relative draws within a budget", *numbers, block, keys=keys[active])
+            places.append(_places(direction, 2 * of_block.shape[-1], generator))
         drawn = torch.stack(places, dim=1) < of_block.flatten(1)[:, None, :, None]  # [A, 2, 2 * strata, N]
         predictions.append(value(drawn.flatten(1, 2), active).view(len(active), 2, 2, -1))
     return torch.cat(predictions, dim=-1)
@@ -239,14 +245,14 @@ def mean_and_stderr(scores: torch.Tensor) -> tuple[float, float]:
     return scores.mean().item(), (scores.std() / len(scores) ** 0.5).item()
 
 
-def _checked(
+def _prepared(
     v: "MaskedClassifier | ValueFunction | str",
     pixel_values: torch.Tensor,
     attributions: torch.Tensor,
     targets: torch.Tensor,
     ids: torch.Tensor | None,
 ) -> tuple[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Checks the arguments of a score.
+    """The arguments of a score, checked and brought to one device and type.
 
     Returns:
         The value function, subsets [B, M, N] -> probability of the targets [B, M], also of some of the images; the
@@ -257,7 +263,7 @@ def _checked(
         raise ValueError("pixel_values hold no image")
     if attributions.ndim != 2 or attributions.shape[0] != batch_size:
         raise ValueError(
-            f"attributions must be [B, N] with B = {batch_size}, one value a patch, "
+            f"attributions must be [B, N] with B = {batch_size}, one value per patch, "
             f"got shape {tuple(attributions.shape)}"
         )
     if targets.shape != (batch_size,):
@@ -272,8 +278,8 @@ def _checked(
         rows, columns = v.patch_grid(pixel_values)
         if attributions.shape[1] != rows * columns:
             raise ValueError(
-                f"attributions have {attributions.shape[1]} patches an image, the classifier sees {rows} x {columns} = "
-                f"{rows * columns} in images of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels"
+                f"attributions have {attributions.shape[1]} patches per image, the classifier sees {rows} x {columns} "
+                f"= {rows * columns} in images of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels"
             )
         check_targets(targets, v.num_labels)
     probabilities = value_at(v, pixel_values)
@@ -289,5 +295,5 @@ def _checked(
             raise ValueError(f"v returned NaN for the images at {places.tolist()[:10]}")
         return answer
 
-    keys = sampling.image_keys(pixel_values) if ids is None else ids
+    keys = image_keys(pixel_values) if ids is None else ids
     return value, attributions.float(), keys.to(device)

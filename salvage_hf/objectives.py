@@ -1,13 +1,30 @@
-"""What an explainer is trained to minimise."""
+"""What an explainer is trained to minimise: each objective is one entry of `OBJECTIVES`.
+
+Training, validation, the attribution methods of trained explainers, the model card and the benchmark read all they need
+to know about an objective from its entry. The name is stored in the explainer's config.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
-from .masking import activation
+from .targets import activation
+
+
+class SubsetValues(NamedTuple):
+    """What the frozen classifier says, before softmax or sigmoid.
+
+    Args:
+        logits: [B, M, K], v(S) of the subsets that were drawn.
+        ends: [B, 2, K], v of no patch and of all patches; None for an objective that does not ask for them.
+    """
+
+    logits: torch.Tensor
+    ends: torch.Tensor | None = None
 
 
 def jensen_shannon(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
@@ -38,7 +55,7 @@ def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def additive_efficient(values: torch.Tensor, full: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-    """Values moved by the same amount each, so that they sum to v(N) - v(empty): ViT-Shapley's normalisation.
+    """Values moved by the same amount each, so that they sum to v(N) - v(empty) (Covert et al., 2023).
 
     Args:
         values: [B, N, K].
@@ -48,38 +65,89 @@ def additive_efficient(values: torch.Tensor, full: torch.Tensor, empty: torch.Te
     return values + (full - empty - values.sum(dim=1))[:, None] / values.shape[1]
 
 
-def _salvage_loss(model, output, subsets, logits, ends) -> torch.Tensor:
-    return jensen_shannon(model.subset_logits(output, subsets), logits)
+def _salvage_loss(model, output, subsets: torch.Tensor, values: SubsetValues) -> torch.Tensor:
+    """The divergence of u(S) and v(S) (eqs. 4 and 5)."""
+    return jensen_shannon(model.subset_logits(output, subsets), values.logits)
 
 
-def _shapley_loss(model, output, subsets, logits, ends, normalise: bool) -> torch.Tensor:
+def _shapley_loss(model, output, subsets: torch.Tensor, values: SubsetValues, normalised: bool) -> torch.Tensor:
     """Shapley values by regression: N (v(S) - v(empty) - sum of phi in S)^2, mean over classes; in probabilities."""
-    empty, full = (activation(of_end) for of_end in ends.unbind(1))
+    assert values.ends is not None  # the objective asks for them
+    empty, full = (activation(logits) for logits in values.ends.unbind(1))
     with torch.autocast(subsets.device.type, enabled=False):  # half precision would round the sums
-        values = additive_efficient(output.attributions, full, empty) if normalise else output.attributions
-        errors = subsets.to(values.dtype) @ values - (activation(logits) - empty[:, None])
+        phi = additive_efficient(output.attributions, full, empty) if normalised else output.attributions
+        errors = subsets.to(phi.dtype) @ phi - (activation(values.logits) - empty[:, None])
     return subsets.shape[-1] * errors.square().mean(dim=-1)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an explainer is trained for.
+    """What an explainer is trained for, and what follows from it.
 
     Args:
-        loss: (model, its output, subsets bool [B, M, N], logits of v(S) [B, M, K], logits of v at both ends (no patch
-            and all patches) [B, 2, K]) -> losses [B, M].
-        measure: what the loss is called among the scores.
-        shapley: whether it is of Shapley's own kind: one value a patch and class, subsets from the Shapley kernel, and
-            both ends needed.
+        title: how tables call explainers of this objective.
+        source: where it was published.
+        loss: (model, its output, subsets bool [B, M, N], `SubsetValues` of them) -> losses [B, M].
+        measure: what the loss is called among the validation scores.
+        measure_description: what it measures and in which unit, in words that follow "it is".
+        sampling: the law of `subsets.LAWS` that training draws from unless told otherwise.
+        validation_law: the law of the subsets whose loss is reported in validation; it looks at no scores.
+        learning_rate: of AdamW, unless told otherwise.
+        paired_values: whether a patch and class has a positive and a negative value (eq. 3), or one.
+        asks_ends: whether the loss needs v of no patch and of all patches.
+        normalised: whether the explainer's maps are moved to sum to v(N) - v(empty), which takes both ends.
     """
 
+    title: str
+    source: str
     loss: Callable[..., torch.Tensor]
     measure: str
-    shapley: bool = False
+    measure_description: str
+    sampling: str
+    validation_law: str
+    learning_rate: float
+    paired_values: bool = True
+    asks_ends: bool = False
+    normalised: bool = False
 
 
+_SQUARED_ERROR = "the number of patches times the mean squared error of the sum of values, in squared probability"
+
+#: The name that an explainer's config stores -> objective.
 OBJECTIVES = {
-    "salvage": Objective(_salvage_loss, "js"),
-    "vit_shapley": Objective(partial(_shapley_loss, normalise=True), "mse", shapley=True),
-    "fastshap": Objective(partial(_shapley_loss, normalise=False), "mse", shapley=True),
+    "salvage": Objective(
+        title="Salvage",
+        source="Naouar et al., 2025",
+        loss=_salvage_loss,
+        measure="js",
+        measure_description="the Jensen-Shannon divergence between explainer and classifier, in nats (0 to log 2)",
+        sampling="guided",
+        validation_law="uniform",
+        learning_rate=1e-5,
+    ),
+    "vit_shapley": Objective(
+        title="ViT-Shapley",
+        source="Covert et al., 2023",
+        loss=partial(_shapley_loss, normalised=True),
+        measure="mse",
+        measure_description=_SQUARED_ERROR,
+        sampling="shapley_kernel",
+        validation_law="shapley_kernel",
+        learning_rate=1e-4,
+        paired_values=False,
+        asks_ends=True,
+        normalised=True,
+    ),
+    "fastshap": Objective(
+        title="FastSHAP",
+        source="Jethani et al., 2022",
+        loss=partial(_shapley_loss, normalised=False),
+        measure="mse",
+        measure_description=_SQUARED_ERROR,
+        sampling="shapley_kernel",
+        validation_law="shapley_kernel",
+        learning_rate=1e-4,
+        paired_values=False,
+        asks_ends=True,
+    ),
 }

@@ -1,68 +1,15 @@
 """Which patches are visible: the subset distributions of the paper, seeded and vectorised.
 
-A subset is boolean, True where the patch is visible. What draws takes a `torch.Generator` or a `KeyedGenerator`; with
-the latter the draws of an image depend on its key alone, not on the batch it comes in.
+A subset is boolean, True where the patch is visible. Every function that draws takes a `torch.Generator` or a
+`KeyedGenerator`; with the latter the draws of an image depend on its key alone, not on the batch it comes in.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-
-class KeyedGenerator:
-    """Random numbers that image b draws from (seed, keys[b]) alone.
-
-    A counter-based generator: number j of image b is a hash of (seed, keys[b], j), so that batch size, order of the
-    images and number of processes change nothing. Successive calls draw fresh numbers.
-
-    Args:
-        seed: integers that select the stream, say (seed, step).
-        keys: int64 [B], one per image; draws are made on its device.
-    """
-
-    def __init__(self, seed: int | tuple[int, ...], keys: torch.Tensor):
-        self.device = keys.device
-        self._state = _mix(keys.to(torch.int64) * _signed(_GOLDEN))
-        for part in (seed,) if isinstance(seed, int) else seed:
-            self._state = _mix(self._state + _signed((part + 1) * _GOLDEN))
-        self._drawn = 0
-
-    def uniform(self, *shape: int) -> torch.Tensor:
-        """float32 [B, *shape] in the open interval (0, 1)."""
-        count = torch.Size(shape).numel()
-        counter = torch.arange(self._drawn, self._drawn + count, device=self.device)
-        self._drawn += count
-        bits = _mix(self._state[:, None] + _mix(counter * _signed(_GOLDEN)))  # [B, count]
-        return ((_shift_right(bits, 41).double() + 0.5) * 2.0**-23).float().reshape(len(self._state), *shape)
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        """Standard normal numbers, float32 [B, *shape]."""
-        return (2 * self.uniform(*shape) - 1).erfinv() * 2**0.5
-
-
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def _signed(value: int) -> int:
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 (Steele et al., 2014), on int64 with wrap-around."""
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)
-
-
-def image_keys(pixel_values: torch.Tensor) -> torch.Tensor:
-    """A key per image from its pixels, int64 [B]: equal images have equal keys in any batch."""
-    bits = pixel_values.detach().float().contiguous().view(torch.int32).flatten(1).to(torch.int64)
-    position = torch.arange(bits.shape[1], device=bits.device) * _signed(_GOLDEN)
-    return _mix(bits + position).sum(dim=1)
-
+from .keyed_random import KeyedGenerator
 
 Generator = torch.Generator | KeyedGenerator
 
@@ -233,3 +180,59 @@ def shapley_kernel_published(
     threshold = (shapley_kernel_sizes(batch_size, half, num_patches, generator=generator) - 1) / num_patches
     first = _uniform((batch_size, half, num_patches), generator) > threshold[..., None]
     return torch.cat([first, ~first[:, : num_subsets - half]], dim=1)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A distribution of subsets, as training and validation ask for it.
+
+    Args:
+        draw: (scores [B, N], num_subsets M, generator, sizes=None) -> bool [B, M, N]; only "guided" reads the scores.
+        shared_sizes: (num_subsets M, num_patches N, generator of one key) -> sizes for `draw` that all images of a
+            training step share, so that each slot is one dense batch of the classifier; None where images draw their
+            own.
+    """
+
+    draw: Callable[..., torch.Tensor]
+    shared_sizes: Callable[[int, int, Generator], torch.Tensor | None]
+
+
+def _guided(
+    scores: torch.Tensor, num_subsets: int, generator: Generator, sizes: torch.Tensor | None = None
+) -> torch.Tensor:
+    return attribution_guided(scores, num_subsets, generator=generator, sizes=sizes)
+
+
+def _unguided(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A law's `draw` from a function of batch size, number of subsets and number of patches."""
+
+    def draw_for_scores(scores: torch.Tensor, num_subsets: int, generator: Generator, sizes=None) -> torch.Tensor:
+        batch_size, num_patches = scores.shape
+        options = {} if sizes is None else {"sizes": sizes}
+        return draw(batch_size, num_subsets, num_patches, generator=generator, **options)
+
+    return draw_for_scores
+
+
+def _stratified(num_subsets: int, num_patches: int, generator: Generator) -> torch.Tensor:
+    return stratified_sizes(1, num_subsets, num_patches, generator=generator)[0]
+
+
+def _stratified_halves(num_subsets: int, num_patches: int, generator: Generator) -> torch.Tensor:
+    """Stratified within each half of Algorithm 3; over all slots, the half drawn by phi would get the small sizes."""
+    half = (num_subsets + 1) // 2
+    return torch.cat([_stratified(number, num_patches, generator) for number in (half, num_subsets - half)])
+
+
+def _of_kernel(num_subsets: int, num_patches: int, generator: Generator) -> torch.Tensor:
+    """Sizes of the first half; the second half holds the complements."""
+    return shapley_kernel_sizes(1, (num_subsets + 1) // 2, num_patches, generator=generator)[0]
+
+
+#: The laws by which an explainer can be trained: `--sampling` and an objective's own law are names of this table.
+LAWS = {
+    "guided": Law(_guided, _stratified_halves),
+    "uniform": Law(_unguided(uniform), _stratified),
+    "shapley_kernel": Law(_unguided(shapley_kernel), _of_kernel),
+    "shapley_kernel_published": Law(_unguided(shapley_kernel_published), lambda *_: None),
+}

@@ -7,8 +7,8 @@ accelerate launch scripts/ablation.py --model_name_or_path CLASSIFIER --train_di
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from salvage_hf.ablation import AblationArguments, ablation_table, run_ablation
-from salvage_hf.explainer_training import ExplainerArguments
+from salvage_hf.evaluation.ablation import AblationArguments, ablation_table, run_ablation
+from salvage_hf.training.explainer import ExplainerArguments
 
 if __name__ == "__main__":
     parser = HfArgumentParser((AblationArguments, ExplainerArguments), description=__doc__)

@@ -1,12 +1,14 @@
 """Compares attribution methods.
 
-accelerate launch scripts/benchmark.py --model_name_or_path CLASSIFIER --explainer DIR --validation_dir FOLDER
+accelerate launch scripts/benchmark.py --model_name_or_path CLASSIFIER --explainers salvage=DIR --validation_dir FOLDER
 """
 
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from salvage_hf.benchmark import BenchmarkArguments, results_table, run_benchmark
+from salvage_hf.evaluation.arguments import BenchmarkArguments
+from salvage_hf.evaluation.benchmark import run_benchmark
+from salvage_hf.evaluation.tables import results_table
 
 if __name__ == "__main__":
     args = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses()[0]

@@ -5,7 +5,7 @@ accelerate launch scripts/train.py --model_name_or_path CLASSIFIER --train_dir F
 
 from transformers import HfArgumentParser
 
-from salvage_hf.explainer_training import ExplainerArguments, train_explainer
+from salvage_hf.training.explainer import ExplainerArguments, train_explainer
 
 if __name__ == "__main__":
     train_explainer(HfArgumentParser(ExplainerArguments, description=__doc__).parse_args_into_dataclasses()[0])

@@ -5,7 +5,7 @@ accelerate launch scripts/train_classifier.py --model_name_or_path BACKBONE --tr
 
 from transformers import HfArgumentParser
 
-from salvage_hf.classifier_training import ClassifierArguments, train_classifier
+from salvage_hf.training.classifier import ClassifierArguments, train_classifier
 
 if __name__ == "__main__":
     train_classifier(HfArgumentParser(ClassifierArguments, description=__doc__).parse_args_into_dataclasses()[0])

@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from salvage_hf.cli import main
-from salvage_hf.data import processed_box
+from salvage_hf.data.processors import processed_box
+from salvage_hf.evaluation.plots import bars, curves, overlay, picture_grid, png
 from salvage_hf.explain import explain_files
-from salvage_hf.plots import bars, curves, overlay, picture_grid, png
 
 
 @pytest.fixture

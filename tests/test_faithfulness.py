@@ -5,8 +5,8 @@ import torch
 
 from salvage_hf import subsets as sampling
 from salvage_hf.faithfulness import mean_and_stderr, rank_scores, relative_scores
+from salvage_hf.keyed_random import KeyedGenerator, image_keys
 from salvage_hf.masking import MaskedClassifier
-from salvage_hf.subsets import KeyedGenerator
 
 
 def game(pixel_values, subsets):
@@ -217,7 +217,7 @@ def test_relative_scores_are_the_means_over_the_drawn_subsets(n_masks):
     """The same draws in plain loops: neither the blocks of sizes nor the number of masks may change a number."""
     pixel_values, attributions, targets = make(2, 30, 3)
     scores = relative_scores(game, pixel_values, attributions, targets, n_masks=n_masks, seed=5)
-    generator = KeyedGenerator(5, sampling.image_keys(pixel_values))
+    generator = KeyedGenerator("relative draws", 5, keys=image_keys(pixel_values))
     weights = sampling.min_max_weights(attributions)
     for weight, score, stderr, curve in (
         (weights, scores.r_lif, scores.r_lif_stderr, scores.r_lif_curve),
@@ -281,13 +281,13 @@ def test_a_perfect_map_beats_its_opposite():
 def literal_budget(v, image, weights, key, target, seed, budget):
     """One image, one round, in loops: (lif, mif, srg) and their standard errors."""
     num_patches, strata = len(weights), (budget - 1) // 4
-    sizes = KeyedGenerator((seed, 2, 0, 0), key).uniform(2, strata)[0].double()
+    sizes = KeyedGenerator("relative sizes within a budget", seed, 0, keys=key).uniform(2, strata)[0].double()
     full = prediction(v, image, range(num_patches), target)
     values = {}
     for start in range(0, strata, 16):
         block = range(start, min(start + 16, strata))
         for name, direction in (("lif", weights), ("mif", 1 - weights)):
-            generator = KeyedGenerator((seed, 2, 0, 1 + start), key)  # the same numbers for both
+            generator = KeyedGenerator("relative draws within a budget", seed, 0, start, keys=key)  # alike for both
             orders = sampling.weighted_orders(direction[None], 2 * len(block), generator=generator)[0]
             for draw in range(2):
                 for j, stratum in enumerate(block):
@@ -313,7 +313,7 @@ def literal_budget(v, image, weights, key, target, seed, budget):
 def test_budgeted_scores_equal_their_literal_twin(num_patches, budget, num_labels):
     pixel_values, attributions, targets = make(3, num_patches, num_labels)
     scores = relative_scores(game, pixel_values, attributions, targets, seed=5, budget=budget)
-    keys = sampling.image_keys(pixel_values)
+    keys = image_keys(pixel_values)
     weights = sampling.min_max_weights(attributions)
     for b in range(3):
         image = pixel_values[b : b + 1]
@@ -397,7 +397,7 @@ def test_a_target_out_of_reach_ends_at_the_protocols_cost():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 4}, "budget must be at least 5 forwards an image, got 4"),
+        ({"budget": 4}, "budget must be at least 5 forwards per image, got 4"),
         ({"target_stderr": 0.1}, "target_stderr must be positive and needs a budget, got 0.1 and None"),
         ({"budget": 9, "target_stderr": 0.0}, "target_stderr must be positive and needs a budget, got 0.0 and 9"),
     ],
@@ -464,7 +464,7 @@ def test_scores_need_no_gradient_and_change_no_argument(tiny_classifier, images,
     [
         ({"attributions": torch.tensor([[0.0] * 16, [torch.nan] + [0.0] * 15])}, r"NaN or infinite .* \[1\]"),
         ({"attributions": torch.tensor([[torch.inf] + [0.0] * 15, [0.0] * 16])}, r"NaN or infinite .* \[0\]"),
-        ({"attributions": torch.zeros(2, 15)}, "15 patches an image, the classifier sees 4 x 4 = 16"),
+        ({"attributions": torch.zeros(2, 15)}, "15 patches per image, the classifier sees 4 x 4 = 16"),
         ({"attributions": torch.zeros(3, 16)}, "B = 2"),
         ({"attributions": torch.zeros(2, 4, 4)}, r"must be \[B, N\]"),
         ({"targets": torch.tensor([0, 3])}, "targets contain 3; the classifier's labels are 0..2"),

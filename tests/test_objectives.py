@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from salvage_hf.objectives import OBJECTIVES, additive_efficient, jensen_shannon
+from salvage_hf.objectives import OBJECTIVES, SubsetValues, additive_efficient, jensen_shannon
+from salvage_hf.subsets import LAWS
 
 
 def probabilities(logits):
@@ -124,8 +125,15 @@ def test_computed_in_float32_under_autocast(num_labels, dtype):
     assert torch.equal(divergence, expected)
 
 
-def test_the_registry_names_the_papers_objective():
+def test_the_registry_holds_the_published_recipes():
     assert list(OBJECTIVES) == ["salvage", "vit_shapley", "fastshap"]
+    recipes = {name: (o.sampling, o.learning_rate, o.paired_values, o.asks_ends) for name, o in OBJECTIVES.items()}
+    assert recipes["salvage"] == ("guided", 1e-5, True, False)
+    assert recipes["vit_shapley"] == recipes["fastshap"] == ("shapley_kernel", 1e-4, False, True)
+    for objective in OBJECTIVES.values():
+        assert objective.sampling in LAWS
+        assert objective.validation_law in set(LAWS) - {"guided"}
+        assert objective.asks_ends or not objective.normalised
 
 
 def test_the_salvage_loss_is_the_divergence_of_u_and_v(salvage_model):
@@ -134,7 +142,7 @@ def test_the_salvage_loss_is_the_divergence_of_u_and_v(salvage_model):
         output = model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     subsets = torch.rand(2, 5, 16, generator=torch.Generator().manual_seed(1)) < 0.5
     logits = random_logits(2, 5, 3)
-    losses = OBJECTIVES["salvage"].loss(model, output, subsets, logits, None)
+    losses = OBJECTIVES["salvage"].loss(model, output, subsets, SubsetValues(logits))
     torch.testing.assert_close(losses, jensen_shannon(model.subset_logits(output, subsets), logits))
 
 
@@ -146,7 +154,7 @@ def test_shapley_losses_equal_their_definition(salvage_model, name, num_labels):
         output = model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     subsets = torch.rand(2, 5, 16, generator=torch.Generator().manual_seed(1)) < 0.5
     logits, ends = random_logits(2, 5, num_labels), random_logits(2, 2, num_labels, seed=2)
-    losses = OBJECTIVES[name].loss(model, output, subsets, logits, ends)
+    losses = OBJECTIVES[name].loss(model, output, subsets, SubsetValues(logits, ends))
 
     def v(of):  # probabilities; with one label that of label 1
         return probabilities(of)[..., 1:] if num_labels == 1 else probabilities(of)

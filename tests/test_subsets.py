@@ -5,14 +5,17 @@ import pytest
 import torch
 
 from salvage_hf import subsets as sampling
-from salvage_hf.subsets import KeyedGenerator, shapley_kernel, shapley_kernel_published, shapley_kernel_sizes
+from salvage_hf.keyed_random import KeyedGenerator
+from salvage_hf.subsets import LAWS, shapley_kernel, shapley_kernel_published, shapley_kernel_sizes
 
 DRAWS = 20_000
 P_VALUE = 1e-3  # the seeds are fixed: a test that passes once passes always
 
 
 def make_generator(kind, seed, batch_size):
-    return KeyedGenerator(seed, torch.arange(batch_size)) if kind == "keyed" else torch.Generator().manual_seed(seed)
+    if kind == "keyed":
+        return KeyedGenerator("test", seed, keys=torch.arange(batch_size))
+    return torch.Generator().manual_seed(seed)
 
 
 both_generators = pytest.mark.parametrize("kind", ["torch", "keyed"])
@@ -114,7 +117,7 @@ def test_each_image_has_its_own_weights():
 
 
 def test_the_orders_of_an_image_differ():
-    orders = sampling.weighted_orders(torch.ones(2, 12), 50, generator=KeyedGenerator(0, torch.arange(2)))
+    orders = sampling.weighted_orders(torch.ones(2, 12), 50, generator=KeyedGenerator("test", 0, keys=torch.arange(2)))
     assert len({tuple(order) for order in orders.flatten(0, 1).tolist()}) == 100
 
 
@@ -227,88 +230,14 @@ def test_the_same_seed_gives_the_same_subsets(kind):
     assert not torch.equal(draw(1), draw(2))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Random numbers by image
-
-
-def test_keyed_numbers_do_not_depend_on_the_batch():
-    keys = torch.tensor([7, 0, -3, 123456789012345678, 8])
-    numbers = KeyedGenerator((1, 2), keys).uniform(4, 5)
-    assert numbers.shape == (5, 4, 5)
-    assert numbers.dtype == torch.float32
-    reordered = torch.tensor([3, 1, 4])
-    assert torch.equal(KeyedGenerator((1, 2), keys[reordered]).uniform(4, 5), numbers[reordered])
-    for b in range(5):
-        assert torch.equal(KeyedGenerator((1, 2), keys[b : b + 1]).uniform(4, 5)[0], numbers[b])
-
-
 def test_subsets_do_not_depend_on_the_batch():
     keys, scores = torch.arange(10, 16), torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
-    whole = KeyedGenerator(3, keys)
+    whole = KeyedGenerator("test", 3, keys=keys)
     expected = [sampling.uniform(6, 4, 9, generator=whole), sampling.attribution_guided(scores, 4, generator=whole)]
     for part in torch.tensor([5, 2, 0, 1, 3, 4]).split(4):
-        generator = KeyedGenerator(3, keys[part])
+        generator = KeyedGenerator("test", 3, keys=keys[part])
         assert torch.equal(sampling.uniform(len(part), 4, 9, generator=generator), expected[0][part])
         assert torch.equal(sampling.attribution_guided(scores[part], 4, generator=generator), expected[1][part])
-
-
-def test_successive_calls_continue_one_stream():
-    whole = KeyedGenerator(0, torch.arange(3)).uniform(10)
-    parts = KeyedGenerator(0, torch.arange(3))
-    assert torch.equal(torch.cat([parts.uniform(4), parts.uniform(2, 3).flatten(1)], dim=1), whole)
-
-
-@pytest.mark.parametrize("seed", [0, 1, -1, (0, 1), (1, 0), (0, 0), 2**40])
-def test_streams_of_other_seeds_and_keys_differ(seed):
-    numbers = KeyedGenerator(seed, torch.arange(4)).uniform(100)
-    assert len(numbers.flatten().unique()) > 395
-    for other in {0, 1, -1, (0, 1), (1, 0), (0, 0), 2**40} - {seed}:
-        assert (KeyedGenerator(other, torch.arange(4)).uniform(100) == numbers).sum() <= 2
-    assert torch.equal(KeyedGenerator(seed, torch.arange(4)).uniform(100), numbers)
-
-
-def kolmogorov_smirnov(numbers):
-    numbers = numbers.flatten().double().sort().values
-    n = len(numbers)
-    steps = torch.arange(n + 1).double() / n
-    return max((steps[1:] - numbers).max(), (numbers - steps[:-1]).max()).item() * n**0.5
-
-
-@pytest.mark.parametrize("seed", [0, 1, (5, 1000)])
-def test_keyed_numbers_are_uniform_and_uncorrelated(seed):
-    """Neighbouring keys, as ids 0, 1, 2, ... are; the Kolmogorov-Smirnov bound is that of p = 0.001."""
-    numbers = KeyedGenerator(seed, torch.arange(64)).uniform(4096)
-    assert numbers.min() > 0
-    assert numbers.max() < 1
-    assert kolmogorov_smirnov(numbers) < 1.95
-    for axis in (numbers, numbers.T):  # draws of one image, and one draw of all images
-        assert max(kolmogorov_smirnov(row) for row in axis[:64]) < 2.4  # the largest of 64: p = 0.001
-    between_images = numbers.corrcoef() - torch.eye(64)
-    assert between_images.abs().max() * 4096**0.5 < 5
-    lagged = torch.stack([numbers[:, :-1].flatten(), numbers[:, 1:].flatten()]).corrcoef()[0, 1]
-    assert abs(lagged) * numbers.numel() ** 0.5 < 4
-    next_seed = KeyedGenerator((seed if isinstance(seed, int) else seed[0]) + 1, torch.arange(64)).uniform(4096)
-    assert abs(torch.stack([numbers.flatten(), next_seed.flatten()]).corrcoef()[0, 1]) * numbers.numel() ** 0.5 < 4
-
-
-def test_equal_images_have_equal_keys_in_any_batch(images):
-    pixel_values = torch.cat([images(3), images(3)[1:2], images(2, seed=1)])
-    keys = sampling.image_keys(pixel_values)
-    assert keys.shape == (6,)
-    assert keys.dtype == torch.int64
-    assert keys[3] == keys[1]
-    assert len(keys.unique()) == 5
-    assert torch.equal(sampling.image_keys(pixel_values.flip(0)), keys.flip(0))
-    assert torch.equal(sampling.image_keys(pixel_values.transpose(0, 1).contiguous().transpose(0, 1)), keys)
-    assert torch.equal(sampling.image_keys(pixel_values[4:5]), keys[4:5])
-
-
-def test_nearly_equal_images_have_other_keys(images):
-    pixel_values = images(1).expand(770, -1, -1, -1).clone().flatten(1)
-    for b in range(768):  # each of these differs from image 768 in one pixel, by the smallest step
-        pixel_values[b, b] = torch.nextafter(pixel_values[b, b], torch.tensor(torch.inf))
-    pixel_values[769] = pixel_values[769].flip(0)
-    assert len(sampling.image_keys(pixel_values.view(-1, 3, 16, 16)).unique()) == 770
 
 
 @both_generators
@@ -345,7 +274,7 @@ def kernel(num_patches):
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_sizes_of_the_shapley_kernel(keyed):
-    generator = KeyedGenerator(0, torch.arange(4)) if keyed else torch.Generator().manual_seed(0)
+    generator = KeyedGenerator("test", 0, keys=torch.arange(4)) if keyed else torch.Generator().manual_seed(0)
     sizes = shapley_kernel_sizes(4, 25_000, 9, generator=generator)
     assert sizes.shape == (4, 25_000)
     counts = torch.bincount(sizes.flatten(), minlength=10)
@@ -360,11 +289,11 @@ def test_sizes_of_the_shapley_kernel(keyed):
 @pytest.mark.parametrize("num_subsets", [1, 4, 5])
 @pytest.mark.parametrize("draw", [shapley_kernel, shapley_kernel_published])
 def test_subsets_of_the_shapley_kernel_come_in_pairs(draw, num_subsets):
-    drawn = draw(3, num_subsets, 9, generator=KeyedGenerator(0, torch.arange(3)))
+    drawn = draw(3, num_subsets, 9, generator=KeyedGenerator("test", 0, keys=torch.arange(3)))
     assert drawn.shape == (3, num_subsets, 9)
     half = (num_subsets + 1) // 2
     assert torch.equal(drawn[:, half:], ~drawn[:, : num_subsets - half])
-    assert torch.equal(drawn[[2]], draw(1, num_subsets, 9, generator=KeyedGenerator(0, torch.tensor([2]))))
+    assert torch.equal(drawn[[2]], draw(1, num_subsets, 9, generator=KeyedGenerator("test", 0, keys=torch.tensor([2]))))
 
 
 def test_subsets_of_a_size_are_equally_likely_under_the_kernel():
@@ -382,3 +311,34 @@ def test_the_published_sampler_strays_as_it_is_known_to():
     drawn = shapley_kernel_published(1, 20_000, 196, generator=torch.Generator().manual_seed(0))
     sizes = drawn.sum(dim=-1)
     assert 0.10 < ((sizes == 0) | (sizes == 196)).float().mean() < 0.14
+
+
+# The laws by name
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("num_subsets", [1, 4, 5])
+def test_a_law_draws_what_its_function_draws(name, num_subsets):
+    scores, keys = torch.rand(3, 9, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    drawn = LAWS[name].draw(scores, num_subsets, KeyedGenerator("test", 0, keys=keys))
+    generator = KeyedGenerator("test", 0, keys=keys)
+    if name == "guided":
+        expected = sampling.attribution_guided(scores, num_subsets, generator=generator)
+    else:
+        expected = getattr(sampling, name)(3, num_subsets, 9, generator=generator)
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("num_subsets", [1, 4, 5])
+def test_shared_sizes_are_those_of_every_image(name, num_subsets):
+    law, scores = LAWS[name], torch.rand(3, 9, generator=torch.Generator().manual_seed(0))
+    sizes = law.shared_sizes(num_subsets, 9, KeyedGenerator("test", 0, keys=torch.zeros(1, dtype=torch.int64)))
+    drawn = law.draw(scores, num_subsets, KeyedGenerator("test", 1, keys=torch.arange(3)), sizes)
+    assert drawn.shape == (3, num_subsets, 9)
+    if name == "shapley_kernel_published":
+        assert sizes is None  # its images draw their own
+        return
+    assert (drawn.sum(-1) == drawn.sum(-1)[0]).all()
+    half = (num_subsets + 1) // 2
+    assert torch.equal(drawn.sum(-1)[0, :half], sizes[:half])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from salvage_hf.spaces import build
+from salvage_hf.evaluate_modules.spaces import build
 
 app = build(Path(__file__).with_name("lif.py"))
 

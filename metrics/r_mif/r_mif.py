@@ -1,13 +1,7 @@
-"""R-MIF, relatively most influential first: MIF with patches drawn in proportion to 1 - attributions."""
-
-from salvage_hf import evaluate_support
+from salvage_hf.evaluate_modules import shared
 
 
-class RMif(evaluate_support.AttributionMetric):
-    def _info(self):
-        return evaluate_support.metric_info(__doc__, evaluate_support.RELATIVE_INPUTS, evaluate_support.PATCH_MAPS)
+class RMif(shared.RelativeMetric):
+    """R-MIF, relatively most influential first: MIF with patches drawn in proportion to 1 - attributions."""
 
-    def _compute(self, predictions, references, pixel_values=None, model=None, ids=None, batch_size=32, **draws):
-        return evaluate_support.relative_results(
-            "r_mif", predictions, references, pixel_values, model, ids, batch_size, draws
-        )
+    score = "r_mif"

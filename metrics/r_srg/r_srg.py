@@ -1,13 +1,7 @@
-"""R-SRG, relative symmetric relevance gain: R-LIF - R-MIF."""
-
-from salvage_hf import evaluate_support
+from salvage_hf.evaluate_modules import shared
 
 
-class RSrg(evaluate_support.AttributionMetric):
-    def _info(self):
-        return evaluate_support.metric_info(__doc__, evaluate_support.RELATIVE_INPUTS, evaluate_support.PATCH_MAPS)
+class RSrg(shared.RelativeMetric):
+    """R-SRG, relative symmetric relevance gain: R-LIF - R-MIF."""
 
-    def _compute(self, predictions, references, pixel_values=None, model=None, ids=None, batch_size=32, **draws):
-        return evaluate_support.relative_results(
-            "r_srg", predictions, references, pixel_values, model, ids, batch_size, draws
-        )
+    score = "r_srg"

@@ -42,8 +42,8 @@ def attention_rollout(classifier: MaskedClassifier, seed: int = 0) -> Method:
 def attention_flow(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """Attention flow: the maximum flow from CLS after the last layer to each patch before the first.
 
-    A layer's edges have the capacities (A + I) / 2, A averaged over heads. One maximum flow a patch, by scipy on the
-    CPU: seconds an image, where the other attention methods take milliseconds.
+    A layer's edges have the capacities (A + I) / 2, A averaged over heads. scipy solves one maximum flow per patch, on
+    the CPU and image by image: this takes seconds per image, where the other attention methods take milliseconds.
     """
     attentions = _attention_maps(classifier)
 

@@ -1,7 +1,7 @@
 """What any method has to beat."""
 
+from ..keyed_random import KeyedGenerator, image_keys
 from ..masking import MaskedClassifier
-from ..subsets import KeyedGenerator, image_keys
 from .registry import Method, register
 
 
@@ -11,7 +11,6 @@ def random(classifier: MaskedClassifier, seed: int = 0) -> Method:
 
     def attribute(pixel_values, targets):
         rows, columns = classifier.patch_grid(pixel_values)
-        # (seed, 1): the scores draw from (seed,), and would else meet the very numbers that made the map.
-        return KeyedGenerator((seed, 1), image_keys(pixel_values)).uniform(rows * columns)
+        return KeyedGenerator("random maps", seed, keys=image_keys(pixel_values)).uniform(rows * columns)
 
     return attribute

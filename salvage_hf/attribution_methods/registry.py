@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..masking import MaskedClassifier, check_targets
+from ..masking import MaskedClassifier
+from ..targets import check_targets
 
 #: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions float32 [B, N]; `load` brings both to the classifier.
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -46,7 +47,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
         options: of the method itself (`explainer=` for "salvage", `budget=` for "rise").
 
     Returns:
-        The method; it raises ValueError where `targets` are not one class an image, or images are not whole patches.
+        The method; it raises ValueError where `targets` are not one class per image, or images are not whole patches.
     """
     if name not in REGISTRY:
         raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
@@ -55,23 +56,13 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
     def attribute(pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if targets.shape != pixel_values.shape[:1]:
             raise ValueError(
-                f"targets must be one class an image, [{len(pixel_values)}], got shape {list(targets.shape)}"
+                f"targets must be one class per image, [{len(pixel_values)}], got shape {list(targets.shape)}"
             )
         check_targets(targets, classifier.num_labels)
         classifier.patch_grid(pixel_values)  # else some would leave out the pixels beyond the last whole patch
         return method(pixel_values.to(classifier.device), targets.to(classifier.device)).float()
 
     return attribute
-
-
-def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """What gradient methods explain: the logit of the target, [B, K] and [B] -> [B]; with one label 0 changes the sign.
-
-    The class score before softmax, as CAM and saliency define it.
-    """
-    if logits.shape[-1] == 1:
-        return logits[:, 0] * (2 * targets - 1)
-    return logits.gather(1, targets[:, None])[:, 0]
 
 
 def patch_sums(pixel_map: torch.Tensor, patch_size: int) -> torch.Tensor:

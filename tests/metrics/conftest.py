@@ -6,9 +6,9 @@ os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
 import evaluate
 import pytest
 
-from salvage_hf import metric_registration
+from salvage_hf.evaluate_modules import registration
 
-metric_registration.register()
+registration.register()
 
 
 @pytest.fixture

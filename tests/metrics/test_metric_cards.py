@@ -6,13 +6,14 @@ import re
 import pytest
 import yaml
 
-from salvage_hf.metric_registration import metric_scripts
+from salvage_hf.evaluate_modules.registration import metric_scripts
+from salvage_hf.evaluation.scores import SCORES
 
 SCRIPTS = metric_scripts()
 
 
-def test_the_eight_metrics():
-    assert sorted(SCRIPTS) == ["lif", "mif", "r_lif", "r_mif", "r_srg", "rma", "rra", "srg"]
+def test_every_score_has_its_metric():
+    assert sorted(SCRIPTS) == sorted(SCORES)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -32,7 +33,7 @@ def test_front_matter(name):
     assert settings["pinned"] is False
     assert settings["tags"] == ["evaluate", "metric"]
     assert len(settings["emoji"]) <= 2
-    assert settings["title"].lower().replace("-", "_") == name
+    assert settings["title"] == SCORES[name].title
     assert settings["description"].startswith(settings["title"])
 
 
@@ -41,7 +42,15 @@ def test_examples_of_the_card(name):
     text = SCRIPTS[name].with_name("README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, name, "README.md", 0)
-    assert any(f'evaluate.load("{name}")' in example.source for example in test.examples)
+    for loader in ("evaluate.load", "salvage_hf.load_metric"):
+        assert any(f'{loader}("{name}")' in example.source for example in test.examples)
     report: list[str] = []
     failed, _ = doctest.DocTestRunner(verbose=False).run(test, out=report.append)
     assert failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_card_says_which_values_are_better(name):
+    direction = "higher" if SCORES[name].higher_is_better else "lower"
+    text = SCRIPTS[name].with_name("README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\b(higher|lower)\s+is\s+better", text)) == {direction}

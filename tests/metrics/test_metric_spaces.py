@@ -7,8 +7,9 @@ import runpy
 import pytest
 import torch
 
-from salvage_hf.metric_registration import metric_scripts
-from salvage_hf.spaces import bright_object, example
+from salvage_hf.evaluate_modules.registration import metric_scripts
+from salvage_hf.evaluate_modules.spaces import bright_object, example
+from salvage_hf.evaluation.scores import SCORES
 
 gradio = pytest.importorskip("gradio")
 SCRIPTS = metric_scripts()
@@ -45,7 +46,7 @@ def test_app(name):
     finally:
         app.close()
     assert math.isfinite(scores["constant"])
-    if name in ("mif", "r_mif"):
-        assert scores["best"] < scores["constant"] < scores["reversed"]
-    else:
+    if SCORES[name].higher_is_better:
         assert scores["best"] > scores["constant"] > scores["reversed"]
+    else:
+        assert scores["best"] < scores["constant"] < scores["reversed"]

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -129,6 +130,40 @@ def test_tuples_on_request(salvage_model, images, model_class):
     output = model(images(1), return_dict=False)
     assert isinstance(output, tuple)
     assert torch.equal(output[0], model(images(1)).logits)
+
+
+@pytest.mark.parametrize("model_class", [SalvageModel, SalvageForImageClassification])
+@pytest.mark.parametrize("unknown", ["num_items_in_batch", "bool_masked_pos", "interpolate_pos_encoding"])
+def test_unknown_arguments_are_refused(salvage_model, images, model_class, unknown):
+    """A promise that is swallowed gives wrong numbers: Trainer would not divide its loss by the accumulation steps."""
+    with pytest.raises(TypeError, match=unknown):
+        salvage_model(model_class=model_class)(images(1), **{unknown: None})
+
+
+def test_the_head_uses_the_attention_that_was_chosen(salvage_model, images):
+    """... as the backbone does; every implementation gives the same values."""
+    model, calls = salvage_model(), []
+
+    def counted(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+        calls.append(type(module).__name__)
+        weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    with torch.no_grad():
+        expected = model(images(2)).attributions  # sdpa, transformers' default
+        assert model.config._attn_implementation == "sdpa"
+        AttentionInterface.register("counted", counted)
+        for name in ("eager", "counted"):
+            model.set_attn_implementation(name)
+            torch.testing.assert_close(model(images(2)).attributions, expected, rtol=1e-4, atol=1e-5)
+    assert calls.count("SalvageMaskTransformerLayer") == model.config.head_num_layers
+    assert calls.count("Dinov2Attention") == model.config.backbone_config.num_hidden_layers
+
+
+def test_the_attention_is_chosen_at_loading(salvage_model, tmp_path):
+    salvage_model().save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert {model.config._attn_implementation, model.backbone.config._attn_implementation} == {"eager"}
 
 
 def test_subset_logits_keep_float32_under_autocast(salvage_model):
@@ -346,6 +381,7 @@ def test_default_config_is_the_papers_backbone():
     assert (backbone.patch_size, backbone.num_register_tokens) == (14, 4)
     assert (config.head_hidden_size, config.head_num_attention_heads, config.head_num_layers) == (768, 12, 2)
     assert config.logit_temperature == 1.0
+    assert (config.objective, config.paired_values) == ("salvage", True)
 
 
 def test_config_survives_saving(tmp_path):
@@ -355,6 +391,8 @@ def test_config_survives_saving(tmp_path):
         head_num_layers=3,
         head_num_attention_heads=8,
         head_mlp_ratio=2,
+        objective="fastshap",
+        paired_values=False,
         logit_temperature=1.5,
         initializer_range=0.1,
         id2label={0: "cat", 1: "dog", 2: "fox"},

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from salvage_hf import MaskedClassifier
-from salvage_hf import subsets as sampling
 from salvage_hf.modeling import SalvageModel
-from salvage_hf.objectives import OBJECTIVES
+from salvage_hf.objectives import OBJECTIVES, SubsetValues
+from salvage_hf.subsets import LAWS
 
 N = 9
 
@@ -38,18 +38,18 @@ def trained():
     def train(objective, classifier, pixel_values, steps=600):
         v, kind = MaskedClassifier(classifier), OBJECTIVES[objective]
         torch.manual_seed(0)
-        model = SalvageModel.from_classifier(classifier, paired_values=not kind.shapley)
+        model = SalvageModel.from_classifier(classifier, paired_values=kind.paired_values)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
         everything = all_subsets().expand(len(pixel_values), -1, -1)
         logits = v.logits(pixel_values, everything)
         ends, powers = logits[:, [0, -1]], 2 ** torch.arange(N - 1, -1, -1)
         generator = torch.Generator().manual_seed(0)
-        draw = sampling.shapley_kernel if kind.shapley else sampling.uniform
+        scores = torch.zeros(len(pixel_values), N)  # the laws of validation look at none
         for _ in range(steps):
-            drawn = draw(len(pixel_values), 32, N, generator=generator)
+            drawn = LAWS[kind.validation_law].draw(scores, 32, generator)
             asked = logits.gather(1, (drawn * powers).sum(dim=-1)[..., None].expand(-1, -1, logits.shape[-1]))
-            loss = kind.loss(model, model(pixel_values), drawn, asked, ends).mean()
+            loss = kind.loss(model, model(pixel_values), drawn, SubsetValues(asked, ends)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -68,7 +68,7 @@ def test_values_of_a_trained_explainer_correlate_with_the_exact_ones(
     classifier = tiny_classifier("dinov2")
     found, logits = trained(objective, classifier, images(3, 12))
     for image in range(3):
-        if OBJECTIVES[objective].shapley:
+        if OBJECTIVES[objective].asks_ends:
             game = logits[image].softmax(dim=-1)
         else:
             game = logits[image].log_softmax(dim=-1)

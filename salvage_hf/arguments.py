@@ -1,0 +1,85 @@
+"""Arguments of the command line: dataclasses whose fields carry their rules.
+
+A field is written `name: Annotated[int, AtLeast(1)] = arg(default, "What it does.")`. `HfArgumentParser` reads type,
+default and help; `check_arguments` and the checkpoints read the rules. The choices of a `Literal` are a rule too.
+"""
+
+import types
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The rule that an argument, where it is a number, is not smaller than this."""
+
+    least: int
+
+
+class Rule:
+    """A rule that is a name: `MAY_CHANGE` or `PRIVATE`."""
+
+
+#: A resumed run may have another value: it leaves the numbers of a training step as they are, but for its learning rate
+#: where the schedule runs to the last step.
+MAY_CHANGE = Rule()
+
+#: A place or a secret of the machine that ran: it stands neither in cards nor in trackers.
+PRIVATE = Rule()
+
+
+def arg(default: Any, help: str) -> Any:
+    """A field of a dataclass of arguments, with the help that the command line shows."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def rules_of(arguments: Any) -> dict[str, tuple[Any, ...]]:
+    """Name -> rules of every field of a dataclass of arguments (or of an instance)."""
+    hints = get_type_hints(arguments if isinstance(arguments, type) else type(arguments), include_extras=True)
+    return {item.name: getattr(hints[item.name], "__metadata__", ()) for item in fields(arguments)}
+
+
+def names_with(arguments: Any, rule: Rule) -> set[str]:
+    """The names of the fields that have a rule."""
+    return {name for name, rules in rules_of(arguments).items() if rule in rules}
+
+
+def check_arguments(arguments: Any) -> None:
+    """Raises ValueError where an argument breaks its rules; to be called by `__post_init__`."""
+    hints = get_type_hints(type(arguments))
+    for name, rules in rules_of(arguments).items():
+        value = getattr(arguments, name)
+        for rule in rules:
+            if isinstance(rule, AtLeast) and isinstance(value, int) and value < rule.least:
+                raise ValueError(f"{name} must be at least {rule.least}, got {value}")
+        choices = _choices(hints[name])
+        for item in value if isinstance(value, list) else [value]:
+            if choices and item is not None and item not in choices:
+                raise ValueError(f"{name}={item!r} is not one of {', '.join(choices)}")
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a `Literal`, also of one that may be None or stands in a list; () for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) in (list, Union, types.UnionType):
+        return tuple(choice for part in get_args(hint) for choice in _choices(part))
+    return ()
+
+
+@dataclass
+class ImageArguments:
+    """Which images are read; every script that reads labelled images has these."""
+
+    dataset_name: str | None = arg(None, "A data set on the Hub.")
+    validation_dir: Annotated[str | None, PRIVATE] = arg(
+        None, "A folder of validation images, one sub-folder per class, in place of the data set's validation split."
+    )
+    image_column_name: str = arg("image", "The column of the images.")
+    label_column_name: str = arg("label", "The column of the labels.")
+    on_bad_image: Literal["refuse", "skip"] = arg("refuse", "What happens to images that cannot be read.")
+    max_eval_samples: Annotated[int | None, AtLeast(1)] = arg(
+        None, "Use only this many of the validation images, chosen at random."
+    )

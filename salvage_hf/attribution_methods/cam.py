@@ -1,0 +1,128 @@
+"""Class activation mapping: feature maps, weighted and summed (the first category of the paper's section 2)."""
+
+import torch
+from torch import nn
+
+from ..masking import MaskedClassifier
+from ..targets import target_logits
+from ..vision_families import on_tokens, with_submodule
+from .feature_maps import features_of, model_with_feature_grid
+from .registry import Method, register
+
+
+@register("gradcam", title="GradCAM", needs="gradients", source="Selvaraju et al., 2019 (captum)")
+def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """GradCAM: feature maps weighted by their mean gradient (captum's LayerGradCam), negative values set to 0."""
+    from captum.attr import LayerGradCam
+
+    model, grid = model_with_feature_grid(classifier)
+
+    def score(pixel_values, targets):
+        return target_logits(model(pixel_values).logits, targets)
+
+    def attribute(pixel_values, targets):
+        pixel_values = pixel_values.detach()
+        grid.grid_size = classifier.patch_grid(pixel_values)
+        with torch.enable_grad():
+            maps = LayerGradCam(score, grid.view).attribute(
+                pixel_values, additional_forward_args=targets, relu_attributions=True
+            )
+        return maps.detach().flatten(1)
+
+    return attribute
+
+
+@register("gradcam_plus_plus", title="GradCAM++", needs="gradients", source="Chattopadhay et al., 2018")
+def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """GradCAM++: as GradCAM, its weights counting every place of a feature map by its share (eq. 19 of its paper)."""
+    model, grid = model_with_feature_grid(classifier)
+
+    def attribute(pixel_values, targets):
+        pixel_values = pixel_values.detach()
+        grid.grid_size = classifier.patch_grid(pixel_values)
+        with torch.enable_grad():
+            features, logits = features_of(model, grid, pixel_values.requires_grad_())
+            gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0].float()
+        features = features.detach().float()
+        # Y = exp(score): its derivatives are Y g, Y g^2 and Y g^3, and Y cancels in alpha (eq. 19 of the paper).
+        total = features.sum(dim=(2, 3), keepdim=True) * gradients**3
+        denominator = 2 * gradients**2 + total
+        alpha = torch.where(denominator != 0, gradients**2 / torch.where(denominator != 0, denominator, 1), 0)
+        weights = (alpha * gradients.relu()).sum(dim=(2, 3), keepdim=True)
+        return (weights * features).sum(dim=1).relu().flatten(1)
+
+    return attribute
+
+
+@register("eigencam", title="EigenCAM", needs="activations", source="Muhammad & Yeasin, 2020")
+def eigencam(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """EigenCAM: each patch's features, projected on their first right singular vector; the same map for every class.
+
+    A singular vector has no sign of its own: it gets the one that makes the map's sum positive. The features are not
+    centred, as published; pytorch-grad-cam centres them.
+    """
+    model, grid = model_with_feature_grid(classifier)
+
+    @torch.no_grad()
+    def attribute(pixel_values, targets):
+        grid.grid_size = classifier.patch_grid(pixel_values)
+        features, _ = features_of(model, grid, pixel_values)
+        features = features.float().flatten(2).transpose(1, 2)  # [B, N, D]
+        _, _, right = torch.linalg.svd(features, full_matrices=False)
+        maps = (features @ right[:, 0, :, None])[..., 0]
+        return maps * torch.where(maps.sum(dim=1, keepdim=True) < 0, -1, 1)
+
+    return attribute
+
+
+class _AblatedNorm(nn.Module):
+    """Takes the place of a norm and sets channel `channels[r]` of row r's patch tokens to 0."""
+
+    def __init__(self, norm: nn.Module, num_prefix: int):
+        super().__init__()
+        self.norm, self.num_prefix = norm, num_prefix
+        self.channels = torch.empty(0, dtype=torch.int64)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(hidden_states).clone()
+        tokens[torch.arange(len(tokens), device=tokens.device), self.num_prefix :, self.channels] = 0
+        return tokens
+
+
+@register("ablationcam", title="Ablation-CAM", needs="activations", source="Desai & Ramaswamy, 2020")
+def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
+    """Ablation-CAM: feature maps weighted by what the target's logit loses without them; D forwards of the last block.
+
+    The weights are not divided by the logit, which would only scale a map, and invert it where the logit is negative.
+    They are small differences, which a classifier in half precision rounds away: use float32.
+    """
+    family = classifier.token_family()
+    last, name = family.block_list(classifier.classifier)[-1], family.norms[0]
+    ablated = _AblatedNorm(last.get_submodule(name), classifier.num_prefix_tokens)
+    # Only the last block runs, on the tokens that the blocks before it have made.
+    last_alone = nn.ModuleList([with_submodule(last, name, ablated)])
+    path = family.blocks_path(classifier.classifier)
+    tail = on_tokens(with_submodule(classifier.classifier, path, last_alone))
+    model, grid = model_with_feature_grid(classifier)
+
+    @torch.no_grad()
+    def attribute(pixel_values, targets):
+        grid.grid_size = classifier.patch_grid(pixel_values)
+        entering = []
+        handle = grid.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
+        try:
+            features, logits = features_of(model, grid, pixel_values)
+        finally:
+            handle.remove()
+        tokens = entering[0]
+        batch_size, num_channels = features.shape[:2]
+        rows = torch.arange(batch_size * num_channels, device=tokens.device)
+        losses = []
+        for part in rows.split(max(1, classifier.chunk_size // tokens.shape[1])):
+            images, ablated.channels = part // num_channels, part % num_channels
+            without = target_logits(tail(tokens[images]).logits, targets[images])
+            losses.append(target_logits(logits, targets)[images] - without)
+        weights = torch.cat(losses).view(batch_size, num_channels, 1, 1)
+        return (weights * features).sum(dim=1).relu().flatten(1)
+
+    return attribute

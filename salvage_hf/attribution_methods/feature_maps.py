@@ -1,0 +1,42 @@
+"""Feature maps of a vision transformer: the patch tokens of its last block's first norm, laid out on the grid."""
+
+import torch
+from torch import nn
+
+from ..masking import MaskedClassifier
+from ..vision_families import with_submodule
+
+
+class FeatureGrid(nn.Module):
+    """Takes the place of a norm and lays its patch tokens out as D maps on the grid, which `view` shows to hooks."""
+
+    def __init__(self, norm: nn.Module, num_prefix: int):
+        super().__init__()
+        self.norm, self.num_prefix, self.view = norm, num_prefix, nn.Identity()
+        self.grid_size = (0, 0)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """As the norm, [B, P + N, D]."""
+        tokens = self.norm(hidden_states)
+        prefix, patches = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
+        maps = self.view(patches.transpose(1, 2).unflatten(2, self.grid_size))  # [B, D, rows, columns]
+        return torch.cat([prefix, maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+def model_with_feature_grid(classifier: MaskedClassifier) -> tuple[nn.Module, FeatureGrid]:
+    """A view of the classifier with a `FeatureGrid` for the first norm of its last block."""
+    model, family = classifier.classifier, classifier.token_family()
+    blocks, name = family.block_list(model), family.norms[0]
+    grid = FeatureGrid(blocks[-1].get_submodule(name), classifier.num_prefix_tokens)
+    return with_submodule(model, f"{family.blocks_path(model)}.{len(blocks) - 1}.{name}", grid), grid
+
+
+def features_of(model: nn.Module, grid: FeatureGrid, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Feature maps [B, D, rows, columns] and logits [B, K] of one forward."""
+    seen = []
+    handle = grid.view.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        logits = model(pixel_values).logits
+    finally:
+        handle.remove()
+    return seen[0], logits

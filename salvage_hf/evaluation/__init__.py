@@ -1,0 +1,1 @@
+"""Methods compared: scores, cost, tables, figures and the report."""

@@ -1,0 +1,167 @@
+"""The paper's ablations (section 5.4, appendix A.2): objective and sampling exchanged one at a time, over seeds."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from accelerate import Accelerator
+from datasets import get_dataset_split_names
+
+from ..arguments import MAY_CHANGE, AtLeast, arg, check_arguments, names_with
+from ..files import check_writable, write_json
+from ..objectives import OBJECTIVES
+from ..training.checkpoints import checkpoints
+from ..training.explainer import ExplainerArguments, train_explainer
+from .arguments import BenchmarkArguments
+from .benchmark import run_benchmark
+from .results import ARMS, Arm, earlier_ablation
+from .scores import SCORES
+from .tables import Cell, Table, percent
+
+#: The scores of an arm.
+SCORED = ("srg", "r_srg")
+
+
+@dataclass
+class AblationArguments:
+    """Arguments of scripts/ablation.py beside those of scripts/train.py, which all arms share."""
+
+    seeds: list[int] = arg([0, 1, 2], "Every arm is run with each seed.")
+    vit_shapley_learning_rate: float | None = arg(
+        None,
+        "The learning rate of the arm with ViT-Shapley's objective; when not given "
+        f"{OBJECTIVES['vit_shapley'].learning_rate:g}, as published.",
+    )
+    budget: Annotated[int, AtLeast(5)] = arg(160, "Forwards per image for R-SRG.")
+    max_scored_samples: Annotated[int, AtLeast(1)] = arg(
+        200, "Score on this many of the images of --validation_dir, chosen at random."
+    )
+
+    def __post_init__(self):
+        check_arguments(self)  # before hours of training
+
+
+def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
+    """Trains every arm with every seed, equal steps and forwards each, and scores the last models.
+
+    An objective that asks for v of no patch and of all beside its subsets gets two subsets less.
+
+    Finished runs are kept in ablation.json; a run that was stopped goes on from its last checkpoint.
+
+    Args:
+        args: of the ablation.
+        shared: of every training run; objective, sampling, seed and learning rate are the arms'.
+
+    Returns:
+        What ablation.json holds (see `results`).
+
+    Raises:
+        ValueError: where an argument is missing, or `output_dir` holds runs with other arguments, or runs that were
+            scored by another classifier or on other images.
+    """
+    _check(shared)
+    check_writable(shared.output_dir)
+    folder, write = Path(shared.output_dir), Accelerator().is_main_process
+    settings = _settings(args, shared)
+    ablation = earlier_ablation(folder, settings)
+    if ablation is None:
+        ablation = {"settings": settings, "arms": {}}
+        if write:  # at once: a checkpoint alone would not tell that the steps have changed
+            write_json(folder / "ablation.json", ablation)
+    for seed in args.seeds:
+        for name, arm in ARMS.items():
+            if str(seed) in ablation["arms"].get(name, {}):
+                continue
+            run, scored_on = train_and_score(args, shared, folder / f"{name}-{seed}", arm, seed)
+            if (before := ablation.setdefault("scored_on", scored_on)) != scored_on:
+                raise ValueError(
+                    f"{str(folder / 'ablation.json')!r} holds runs on {before}, here {scored_on}: classifier or images "
+                    "have changed; give another output_dir"
+                )
+            ablation["arms"].setdefault(name, {})[str(seed)] = run
+            if write:
+                write_json(folder / "ablation.json", ablation)
+    return ablation
+
+
+def _check(shared: ExplainerArguments) -> None:
+    """Raises ValueError where an argument is missing that training alone can do without."""
+    if not shared.max_train_steps:
+        raise ValueError("an ablation needs max_train_steps: all arms make as many")
+    if not shared.validation_dir:
+        splits = get_dataset_split_names(shared.dataset_name) if shared.dataset_name else []
+        if "validation" not in splits:
+            raise ValueError(
+                "an ablation needs validation_dir, or a data set with a split 'validation', "
+                f"got validation_dir=None and dataset_name={shared.dataset_name!r} with the splits {splits}"
+            )
+    if shared.new_subsets < 4:
+        raise ValueError(
+            f"new_subsets must be at least 4, got {shared.new_subsets}: ViT-Shapley needs two for both ends"
+        )
+
+
+def _settings(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
+    """What all runs must have in common; the number of steps too, although one training run may go on for longer."""
+    may_change = names_with(shared, MAY_CHANGE) - {"max_train_steps"} | {"seeds"}
+    return {name: value for name, value in {**asdict(shared), **asdict(args)}.items() if name not in may_change}
+
+
+def train_and_score(
+    args: AblationArguments, shared: ExplainerArguments, folder: Path, arm: Arm, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One arm with one seed.
+
+    Returns:
+        The history of the training with the last model's scores per image, and digests of what scored it.
+    """
+    steps = shared.max_train_steps or 0  # `run_ablation` has checked it
+    rate, new_subsets = shared.learning_rate, shared.new_subsets
+    if arm.objective == "vit_shapley":
+        rate = args.vit_shapley_learning_rate
+    if OBJECTIVES[arm.objective].asks_ends:
+        new_subsets -= 2
+    trained = train_explainer(
+        replace(
+            shared,
+            objective=arm.objective,
+            sampling=arm.sampling,
+            seed=seed,
+            learning_rate=rate,
+            new_subsets=new_subsets,
+            output_dir=str(folder),
+            validation_steps=math.ceil(steps / 4),
+            resume_from_checkpoint="latest" if checkpoints(folder) else None,
+        )
+    )
+    results = run_benchmark(
+        BenchmarkArguments(
+            model_name_or_path=shared.model_name_or_path,
+            methods=[arm.objective],
+            explainers=[f"{arm.objective}={folder / 'last'}"],
+            validation_dir=shared.validation_dir,
+            dataset_name=None if shared.validation_dir else shared.dataset_name,
+            max_eval_samples=args.max_scored_samples,
+            masking=shared.masking,
+            budget=args.budget,
+            image_column_name=shared.image_column_name,
+            label_column_name=shared.label_column_name,
+            on_bad_image=shared.on_bad_image,
+            per_device_eval_batch_size=shared.per_device_eval_batch_size,
+            output_dir=str(folder / "benchmark"),
+        )
+    )
+    scores = results["methods"][arm.objective]
+    run = {"history": trained["history"], **{score: scores[score] for score in SCORED}}
+    return run, {name: results["settings"][name] for name in ("classifier", "content")}
+
+
+def ablation_table(ablation: dict[str, Any]) -> str:
+    """Scores of every arm in percent as Markdown, mean ± standard error over seeds."""
+    rows = []
+    for name, runs in ablation["arms"].items():
+        means = [torch.tensor([sum(run[score]) / len(run[score]) for run in runs.values()]) for score in SCORED]
+        rows.append([Cell(text) for text in (ARMS[name].title, *map(percent, means))])
+    return Table(["arm", *(SCORES[score].heading for score in SCORED)], rows).markdown()

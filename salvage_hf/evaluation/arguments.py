@@ -1,0 +1,78 @@
+"""Arguments of scripts/benchmark.py."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..arguments import PRIVATE, AtLeast, ImageArguments, arg, check_arguments
+from ..attribution_methods import REGISTRY
+from ..masking import STRATEGIES
+from ..objectives import OBJECTIVES
+
+#: Methods that ask for the values of `sampling_budget` subsets.
+SAMPLING = ("rise", "kernelshap", "svarm")
+
+
+@dataclass
+class BenchmarkArguments(ImageArguments):
+    """Arguments of scripts/benchmark.py."""
+
+    model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
+    explainers: list[str] = arg(
+        [],
+        "Trained explainers for the methods of the same name, each OBJECTIVE=FOLDER, or OBJECTIVE=NAME of a model on "
+        f"the Hub; objectives are {', '.join(OBJECTIVES)}.",
+    )
+    # Not a list of `Literal`, which HfArgumentParser does not read: the names are checked below.
+    methods: list[str] = arg(
+        ["salvage", "last_attention", "attention_rollout", "random"], f"Methods to compare: {', '.join(REGISTRY)}."
+    )
+    dataset_split: str = arg("validation", "The split of the data set on the Hub.")
+    mask_dir: Annotated[str | None, PRIVATE] = arg(
+        None, "A folder with the annotated region of the image CLASS/NAME.* in CLASS/NAME.png, for RRA and RMA."
+    )
+    max_rank_samples: Annotated[int | None, AtLeast(0)] = arg(
+        None, "Compute SRG, LIF and MIF for this many of the images only, the first ones; 0: for none."
+    )
+    max_relative_samples: Annotated[int | None, AtLeast(0)] = arg(
+        None, "Compute the relative scores for this many of the images only, the first ones; 0: for none."
+    )
+    masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
+    n_masks: Annotated[int, AtLeast(1)] = arg(128, "Draws per size and direction of the relative scores.")
+    sampling_budget: Annotated[int, AtLeast(1)] = arg(
+        2000, f"Subsets per image that the methods {', '.join(SAMPLING)} ask for."
+    )
+    budget: Annotated[int | None, AtLeast(5)] = arg(
+        None, "Forwards per image for the relative scores, in place of --n_masks."
+    )
+    per_device_eval_batch_size: Annotated[int, AtLeast(1)] = arg(32, "Images per batch and process.")
+    seed: int = arg(0, "The seed of everything random.")
+    output_dir: Annotated[str, PRIVATE] = arg(
+        "outputs/benchmark", "The folder for results.json, and for the maps of every method in maps/."
+    )
+
+    def __post_init__(self):
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is needed: the classifier to explain")
+        if unknown := [name for name in self.methods if name not in REGISTRY]:
+            raise ValueError(f"no attribution method {unknown[0]!r}; there are {', '.join(REGISTRY)}")
+        check_arguments(self)
+        if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
+            raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
+        folders = explainer_folders(self.explainers)
+        if missing := [name for name in self.methods if name in OBJECTIVES and name not in folders]:
+            raise ValueError(f"the method {missing[0]} needs an explainer: give explainers {missing[0]}=FOLDER")
+
+
+def explainer_folders(explainers: list[str]) -> dict[str, str]:
+    """The argument `explainers`, each "OBJECTIVE=FOLDER", as objective -> folder; ValueError where it is none."""
+    folders: dict[str, str] = {}
+    for item in explainers:
+        objective, _, folder = item.partition("=")
+        if not folder:
+            raise ValueError(f"explainers: {item!r} is not OBJECTIVE=FOLDER, for example salvage=outputs/salvage")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"explainers: no objective {objective!r} in {item!r}; there are {', '.join(OBJECTIVES)}")
+        if objective in folders:
+            raise ValueError(f"explainers: {objective} is given twice, {folders[objective]!r} and {folder!r}")
+        folders[objective] = folder
+    return folders

@@ -1,0 +1,224 @@
+"""Attribution methods side by side on the same images: scores, maps and cost, kept whole after every batch."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
+
+from .. import attribution_methods
+from ..attribution_methods.trained import load_explainer
+from ..data.images import ProcessedImages, content_digest
+from ..data.loading import image_names, load_images
+from ..data.processors import to_pictures
+from ..files import check_writable, digest, fingerprint, write_json, write_tensors
+from ..masking import MaskedClassifier
+from ..targets import label_names, predicted_targets, target_attributions
+from .arguments import SAMPLING, BenchmarkArguments, explainer_folders
+from .results import earlier_results, method_entry
+from .scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+#: How many pictures of scored images, and how many that Salvage gets wrong, are kept for the report.
+NUM_EXAMPLES, NUM_MISCLASSIFIED = 10, 6
+
+
+def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
+    """Scores every method on every image; a run that was stopped continues after the last finished batch.
+
+    Returns:
+        What results.json holds (see `results`).
+
+    Raises:
+        ValueError: where `output_dir` holds results of other images, settings or weights of the classifier, or where
+            an explainer was trained by another objective or for other labels.
+    """
+    check_writable(args.output_dir)
+    run = _Run(args)
+    run.load_explainers()
+    run.begin()
+    run.classify()
+    run.score()
+    return run.results
+
+
+class _Run:
+    """A benchmark: the classifier, the images, the methods and what is known of them so far."""
+
+    def __init__(self, args: BenchmarkArguments):
+        self.args, self.folder = args, Path(args.output_dir)
+        self.accelerator = accelerator = Accelerator()
+        with accelerator.main_process_first():
+            # Mixed precision is of v(S) alone: a gradient in bfloat16 would make of a method another, weaker one.
+            self.v = MaskedClassifier.from_pretrained(
+                args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
+            ).to(accelerator.device)
+            processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+            dataset = load_images(
+                args.dataset_name, args.validation_dir, args.dataset_split, args.image_column_name, args.on_bad_image
+            )
+        columns = args.image_column_name, args.label_column_name
+        self.images = ProcessedImages(dataset, processor, self.v.config, *columns, mask_dir=args.mask_dir)
+        assert self.images.labels is not None  # `ProcessedImages` was given the config
+        self.labels: list[int] = self.images.labels
+        self.names = image_names(dataset, args.image_column_name)
+        shuffled = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(args.seed))
+        self.chosen: list[int] = shuffled[: args.max_eval_samples].tolist()
+
+    def load_explainers(self) -> None:
+        """Loads the explainers that are compared; one that does not fit is refused before anything is measured."""
+        folders = explainer_folders(self.args.explainers)
+        self.explainers = {
+            name: load_explainer(folder, name, self.v) for name, folder in folders.items() if name in self.args.methods
+        }
+        budget = {"budget": self.args.sampling_budget}
+        self.options: dict[str, dict[str, Any]] = {name: {} for name in self.args.methods}
+        self.options |= {name: {"explainer": explainer} for name, explainer in self.explainers.items()}
+        self.options |= {name: budget for name in SAMPLING if name in self.args.methods}
+        # What tells a method from another of the same name, in results.json.
+        self.made_with: dict[str, dict[str, Any]] = {**self.options}
+        self.made_with |= {name: {"weights": fingerprint(explainer)} for name, explainer in self.explainers.items()}
+
+    def begin(self) -> None:
+        """Takes up what an earlier run has left, without what does not hold any more, and keeps pictures."""
+        targets = [self.labels[index] for index in self.chosen]
+        ids = [self.names[index] for index in self.chosen]
+        self.measured: dict[str, Any] = {"settings": self._settings(), "ids": ids, "targets": targets}
+        examples = spread_over_classes(targets, NUM_EXAMPLES)
+        about = {
+            "examples": examples,
+            "label_names": label_names(self.v.config),
+            "grid_size": list(self.v.patch_grid(self.images[0]["pixel_values"][None])),
+        }
+        earlier = earlier_results(self.folder, self.measured)
+        self.results = earlier or {**self.measured, **about, "methods": {}, "classification": {}}
+        for name in self.args.methods:
+            self._drop_outdated(name)
+        content = content_digest(self.images, list(range(len(self.images))))
+        if self.results["classification"].get("content") != content:
+            self.results["classification"] = {"content": content, "labels": self.labels}
+            self.results.pop("misclassified", None)
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        if self.accelerator.is_main_process:
+            (self.folder / "maps").mkdir(exist_ok=True)
+            pictures = self._pictures([self.chosen[position] for position in examples])
+            write_tensors(self.folder / "examples.safetensors", {"pictures": pictures})
+        self._write()
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the scores of every method depend on, beside the images' names."""
+        args, chosen = self.args, self.chosen
+        return {
+            "classifier": fingerprint(self.v.classifier),
+            "processor": digest(self.images.processor.to_json_string()),
+            "masking": args.masking,
+            "precision": self.accelerator.mixed_precision,
+            "rank": {"images": len(chosen[: args.max_rank_samples])},
+            "relative": {
+                **({"budget": args.budget} if args.budget else {"n_masks": args.n_masks}),
+                "images": len(chosen[: args.max_relative_samples]),
+            },
+            "regions": args.mask_dir is not None,
+            "content": content_digest(self.images, chosen),
+            "seed": args.seed,
+        }
+
+    def _drop_outdated(self, name: str) -> None:
+        """Removes an earlier result of a method by other weights of its explainer, so that it is scored anew.
+
+        Raises:
+            ValueError: where a method without an explainer had other options.
+        """
+        made_with = self.made_with[name]
+        before = self.results["methods"].get(name, {}).get("made_with", made_with)
+        if before == made_with:
+            return
+        if name not in self.explainers:
+            path = str(self.folder / "results.json")
+            raise ValueError(f"{path!r} holds {name} with {before}, here {made_with}; give another output_dir")
+        logger.warning("%s is scored anew: the explainer has other weights than before", name)
+        del self.results["methods"][name]
+
+    def classify(self) -> None:
+        """What the classifier, and every explainer by itself (eq. 6), predicts for all images."""
+        weights = {"classifier": self.measured["settings"]["classifier"]}
+        weights |= {name: self.made_with[name]["weights"] for name in self.explainers}
+        classification = self.results["classification"]
+        for name in weights:
+            if classification.get(name, {}).get("weights") == weights[name]:
+                continue
+            model = self.explainers.get(name, self.v.classifier)
+            predicted = predictions(self.accelerator, model, self.images, self.args.per_device_eval_batch_size, name)
+            classification[name] = {"weights": weights[name], "predictions": predicted}
+            if name == "salvage" and self.accelerator.is_main_process:
+                self.results["misclassified"] = self._keep_misclassified(predicted)
+            self._write()
+
+    def score(self) -> None:
+        """Scores every method; each goes into the results when it is complete."""
+        images = Subset(self.images, self.chosen)
+        scorer = Scorer(self.accelerator, self.v, images, self.names, self.args)
+        for name in self.args.methods:
+            method = attribution_methods.load(name, self.v, self.args.seed, **self.options[name])
+            rows = scorer.score(name, method, key=digest(json.dumps([self.measured, self.made_with[name]])))
+            self.results["methods"][name] = method_entry(rows, self.made_with[name])
+            self._write()
+
+    def _write(self) -> None:
+        if self.accelerator.is_main_process:
+            write_json(self.folder / "results.json", self.results)
+
+    def _pictures(self, indices: list[int]) -> torch.Tensor:
+        """Images as the model sees them, uint8 [images, H, W, 3]."""
+        return to_pictures(self._pixel_values(indices), self.images.processor)
+
+    def _pixel_values(self, indices: list[int]) -> torch.Tensor:
+        return torch.stack([item["pixel_values"] for item in self.images.__getitems__(indices)])
+
+    @torch.no_grad()
+    def _keep_misclassified(self, predicted: list[int]) -> dict[str, list]:
+        """Keeps some images that Salvage gets wrong, with its maps of the predicted and of the true class.
+
+        Returns:
+            The names of these images, "ids", and their "predicted" and "true" classes.
+        """
+        wrong = [index for index, label in enumerate(self.labels) if predicted[index] != label][:NUM_MISCLASSIFIED]
+        classes = {
+            "predicted": [predicted[index] for index in wrong],
+            "true": [self.labels[index] for index in wrong],
+        }
+        if wrong:
+            explainer = self.explainers["salvage"]
+            attributions = explainer(self._pixel_values(wrong).to(explainer.device)).attributions.cpu()
+            maps = {kind: target_attributions(attributions, torch.tensor(of)) for kind, of in classes.items()}
+            write_tensors(self.folder / "misclassified.safetensors", {"pictures": self._pictures(wrong), **maps})
+        return {"ids": [self.names[index] for index in wrong], **classes}
+
+
+@torch.no_grad()
+def predictions(
+    accelerator: Accelerator, model: torch.nn.Module, images: ProcessedImages, batch_size: int, name: str
+) -> list[int]:
+    """The class that a model predicts for each of the images, the same in all processes; `name` is the model's."""
+    loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
+    predicted = []
+    for batch in tqdm(loader, desc=f"Classifying: {name}", disable=not accelerator.is_main_process):
+        logits = model(batch["pixel_values"]).logits
+        predicted.append(accelerator.gather_for_metrics(predicted_targets(logits)))
+    return torch.cat(predicted).tolist()
+
+
+def spread_over_classes(targets: list[int], number: int) -> list[int]:
+    """Positions of some images: the first of every class, then the second of every class, and so on."""
+    seen: dict[int, int] = {}
+    turns = []
+    for position, target in enumerate(targets):
+        seen[target] = seen.get(target, -1) + 1
+        turns.append((seen[target], target, position))
+    return [position for *_, position in sorted(turns)[:number]]

@@ -1,0 +1,189 @@
+"""Figures of the report: the paper's figures 1 to 7."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import load_file
+
+from ..objectives import OBJECTIVES
+from ..targets import target_names
+from . import plots
+from .results import ARMS, Benchmark, maps_file, method_titles
+from .scores import SCORES, scores_of_family
+
+#: Data set -> name of a method -> its entry in results.json.
+MethodsOf = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def map_grid(benchmark: Benchmark) -> Figure:
+    """Figures 1, 8 and 9: pictures in rows, methods in columns."""
+    results = benchmark.results
+    pictures = load_file(benchmark.folder / "examples.safetensors")["pictures"].numpy()
+    names = target_names(results["label_names"])
+    maps = {
+        title: load_file(maps_file(benchmark.folder, name))["attributions"]
+        for name, title in method_titles(results["methods"]).items()
+    }
+    rows: list[list[tuple[str, Image.Image]]] = []
+    for picture, position in zip(pictures, results["examples"], strict=True):
+        image = Image.fromarray(picture)
+        row = [(names[results["targets"][position]], image)]
+        for title, values in maps.items():
+            centred = values[position] - values[position].mean()
+            row.append((title if not rows else "", plots.overlay(image, _on_grid(centred, results))))
+        rows.append(row)
+    return plots.picture_grid(rows, width=1.1)
+
+
+def misclassified_grid(benchmark: Benchmark) -> Figure | None:
+    """Figure 5: images that Salvage gets wrong, its maps of the predicted and of the true class; None without any."""
+    results, wrong = benchmark.results, benchmark.results.get("misclassified")
+    if not wrong or not wrong["ids"]:
+        return None
+    tensors = load_file(benchmark.folder / "misclassified.safetensors")
+    names = target_names(results["label_names"])
+    images = [Image.fromarray(picture) for picture in tensors["pictures"].numpy()]
+    rows: list[list[tuple[str, Image.Image]]] = [[("", image) for image in images]]
+    for kind in ("predicted", "true"):
+        rows.append(
+            [
+                (f"{kind}: {names[target]}", plots.overlay(image, _on_grid(values, results)))
+                for image, target, values in zip(images, wrong[kind], tensors[kind], strict=True)
+            ]
+        )
+    return plots.picture_grid(rows, width=2.0)
+
+
+def _on_grid(values: torch.Tensor, results: Mapping[str, Any]) -> np.ndarray:
+    """A map [N] on the grid of patches: [rows, columns]."""
+    return values.float().unflatten(0, tuple(results["grid_size"])).numpy()
+
+
+def cardinality_curves(methods_of: MethodsOf) -> Figure | None:
+    """Figure 2: every score at every number of visible patches, of the three methods with the highest SRG or R-SRG.
+
+    Random maps are shown too. None where no curve was asked for.
+    """
+    scores = [score for family in ("rank", "relative") for score in _drawn_scores(family)]
+    panels = {}
+    for dataset, methods in methods_of.items():
+        by = "srg" if any("srg" in entry for entry in methods.values()) else "r_srg"
+        asked = {
+            name: [value for value in entry[by] if value is not None] for name, entry in methods.items() if by in entry
+        }
+        ranked = sorted(asked, key=lambda name: np.mean(asked[name]), reverse=True)
+        shown = [name for name in ranked if name in (*ranked[:3], "random")]
+        titles = method_titles(shown)
+        for score in scores:
+            curves = {titles[name]: curve for name in shown if (curve := _curve(methods[name]["curves"], score))}
+            if curves:
+                heading = SCORES[score].heading
+                panels[f"{dataset}: {heading}" if len(methods_of) > 1 else heading] = curves
+    return plots.curves(panels, columns=6) if panels else None
+
+
+def _drawn_scores(family) -> list[str]:
+    """The scores of a family that have a curve, then their differences."""
+    scores = scores_of_family(family)
+    return [score.name for score in scores if score.has_curve] + [score.name for score in scores if score.terms]
+
+
+def _curve(curves: Mapping[str, Sequence[float]], score: str) -> Sequence[float] | None:
+    """The curve of a score, that of a difference from its terms'; None where it was not asked for."""
+    terms = SCORES[score].terms
+    if terms is None:
+        return curves.get(score)
+    if any(term not in curves for term in terms):
+        return None
+    return (np.array(curves[terms[0]]) - np.array(curves[terms[1]])).tolist()
+
+
+def sampling_likelihood(methods_of: MethodsOf) -> Figure | None:
+    """Figure 6: the mean prediction under guided and under random sampling, by size; None without both methods."""
+    panels = {}
+    for dataset, methods in methods_of.items():
+        lines = {
+            title: np.mean([methods[name]["curves"]["r_lif"], methods[name]["curves"]["r_mif"]], axis=0).tolist()
+            for title, name in (("guided", "salvage"), ("random", "random"))
+            if name in methods and "r_lif" in methods[name]["curves"]
+        }
+        if len(lines) == 2:
+            panels[dataset] = lines
+    return plots.curves(panels, columns=4) if panels else None
+
+
+def correctness_matrices(results_of: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """Figure 4: how often an explainer and the classifier are both right, one of them, or none.
+
+    Args:
+        results_of: data set -> what its results.json holds.
+
+    Returns:
+        A matrix per data set and explainer; None without any explainer.
+    """
+    matrices = {}
+    for dataset, results in results_of.items():
+        classification = results["classification"]
+
+        def right(name: str, classification=classification) -> np.ndarray:
+            return np.array(classification[name]["predictions"]) == np.array(classification["labels"])
+
+        for name, objective in OBJECTIVES.items():
+            if name in classification:
+                explainer, classifier = right(name), right("classifier")
+                matrices[f"{dataset}: {objective.title}"] = np.array(
+                    [
+                        [100 * np.mean((explainer == a) & (classifier == b)) for b in (True, False)]
+                        for a in (True, False)
+                    ]
+                )
+    return plots.matrices(matrices, ("right", "wrong"), "classifier", "explainer") if matrices else None
+
+
+def ablation_bars(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Figure 3: R-SRG of every arm and seed in percent.
+
+    Args:
+        ablation_of: data set -> what its ablation.json holds.
+    """
+    panels = {
+        dataset: {
+            ARMS[name].title: [100 * np.mean(run["r_srg"]) for run in runs.values()]
+            for name, runs in _arms(ablation).items()
+        }
+        for dataset, ablation in ablation_of.items()
+    }
+    return plots.bars(panels, "R-SRG (%)")
+
+
+def ablation_course(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Figure 7: SRG of the arms with Salvage's objective after a quarter, a half and all of the training, in percent.
+
+    Args:
+        ablation_of: data set -> what its ablation.json holds.
+    """
+    panels = {}
+    for dataset, ablation in ablation_of.items():
+        steps = ablation["settings"]["max_train_steps"]
+        for share in (0.25, 0.5, 1.0):
+            panels[f"{dataset}: {share:.0%} of training"] = {
+                ARMS[name].title: [100 * _srg_at(run["history"], share * steps) for run in runs.values()]
+                for name, runs in _arms(ablation).items()
+                if ARMS[name].objective == "salvage"
+            }
+    return plots.bars(panels, "SRG (%)", columns=3)
+
+
+def _arms(ablation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name of an arm -> its runs, in the order of `ARMS`."""
+    return {name: ablation["arms"][name] for name in ARMS if name in ablation["arms"]}
+
+
+def _srg_at(history: Sequence[Mapping[str, float]], step: float) -> float:
+    """SRG of the validation nearest to a step."""
+    validations = [row for row in history if "eval_srg" in row]
+    return min(validations, key=lambda row: abs(row["step"] - step))["eval_srg"]

@@ -1,0 +1,87 @@
+"""The registry of scores: what the benchmark computes, the tables show, the report draws and the metrics return.
+
+A new score is computed in `faithfulness` or `localization`, has a folder in metrics/, and is one entry here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .. import localization
+
+#: How a score is computed: by Algorithm 1, by Algorithm 2, or from an annotated region.
+Family = Literal["rank", "relative", "region"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is known of a score.
+
+    Args:
+        name: as results, metrics and arguments call it; also the attribute of `RankScores` or `RelativeScores`.
+        title: as tables and figures call it.
+        higher_is_better: its direction.
+        family: how it is computed; the scores of a family come from one pass over the images.
+        table: the table of the paper in which it stands, a key of `TABLES`.
+        has_curve: whether it is the mean of a curve over the sizes 1..N, which the benchmark keeps too.
+        has_stderr: whether the benchmark keeps its standard error over the draws, per image.
+        terms: of a difference, the names of its two terms: the score is the first minus the second.
+        of_region: of a score of the family "region": (maps [B, H, W], masks bool [B, H, W]) -> [B], NaN if undefined.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    family: Family
+    table: str
+    has_curve: bool = False
+    has_stderr: bool = False
+    terms: tuple[str, str] | None = None
+    of_region: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow to where better scores lie: "R-SRG ↑"."""
+        return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What the benchmark keeps of it per image: the score [I], its curve [I, N], its standard error [I]."""
+        curve = (f"{self.name}_curve",) if self.has_curve else ()
+        stderr = (f"{self.name}_stderr",) if self.has_stderr else ()
+        return (self.name, *curve, *stderr)
+
+
+#: The paper's tables of scores: name of the file -> title.
+TABLES = {
+    "table1": "Table 1: Faithfulness and localisation",
+    "table2": "Table 2: Insertion and deletion",
+    "table3": "Table 3: Relative insertion and deletion",
+}
+
+#: Name -> score, in the order of the paper's columns.
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score("srg", "SRG", True, "rank", "table1", terms=("lif", "mif")),
+        Score("r_srg", "R-SRG", True, "relative", "table1", has_stderr=True, terms=("r_lif", "r_mif")),
+        Score("rma", "RMA", True, "region", "table1", of_region=localization.relevance_mass_accuracy),
+        Score("rra", "RRA", True, "region", "table1", of_region=localization.relevance_rank_accuracy),
+        Score("lif", "LIF", True, "rank", "table2", has_curve=True),
+        Score("mif", "MIF", False, "rank", "table2", has_curve=True),
+        Score("r_lif", "R-LIF", True, "relative", "table3", has_curve=True),
+        Score("r_mif", "R-MIF", False, "relative", "table3", has_curve=True),
+    )
+}
+
+
+def scores_of_family(family: Family) -> list[Score]:
+    """The scores that are computed together, in the order of `SCORES`."""
+    return [score for score in SCORES.values() if score.family == family]
+
+
+def scores_of_table(table: str) -> list[Score]:
+    """The columns of a table of the paper, in its order."""
+    return [score for score in SCORES.values() if score.table == table]

@@ -1,0 +1,169 @@
+"""Scores of attribution methods: maps, scores and cost per image, kept after every batch.
+
+A row per image holds "attributions" [N]; "seconds" and "forwards", the cost; and every score that is asked for of any
+image with its curve [N] and standard error, NaN where it is undefined or not asked for of this image.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from ..attribution_methods import Method
+from ..faithfulness import rank_scores, relative_scores
+from ..files import write_tensors
+from ..localization import upsample
+from ..masking import MaskedClassifier
+from .arguments import BenchmarkArguments
+from .cost import count_forwards
+from .results import maps_file
+from .scores import Family, scores_of_family
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores methods on the same images.
+
+    Args:
+        accelerator: its processes share the images.
+        v: the classifier.
+        images: what is scored, in the order of the rows; a part of a `ProcessedImages`.
+        names: the names of all images of the data set.
+        args: of the benchmark.
+    """
+
+    accelerator: Accelerator
+    v: MaskedClassifier
+    images: Subset
+    names: list[str]
+    args: BenchmarkArguments
+
+    def score(self, name: str, method: Method, key: str) -> dict[str, torch.Tensor]:
+        """The rows of a method, kept in maps/NAME.safetensors after every batch and continued from there.
+
+        Args:
+            name: of the method.
+            method: what is scored.
+            key: a digest of all that the scores depend on: a file with another one is begun anew.
+
+        Returns:
+            Column -> values of all images [I] or [I, N].
+
+        Raises:
+            ValueError: where a map is NaN or infinite; earlier batches are kept.
+        """
+        path = maps_file(Path(self.args.output_dir), name)
+        scored = _finished_rows(path, key)
+        self.accelerator.wait_for_everyone()  # all have read before one writes
+        done = len(scored["attributions"]) if scored else 0
+        if done == len(self.images):
+            return scored
+        left = Subset(self.images, range(done, len(self.images)))
+        loader = self.accelerator.prepare(DataLoader(left, batch_size=self.args.per_device_eval_batch_size))
+        hidden = not self.accelerator.is_main_process
+        bar = tqdm(total=len(self.images), initial=done, desc=name, unit="image", disable=hidden)
+        forwards = scored["forwards"][:1].to(self.accelerator.device) if scored else None
+        asked = self._asked()
+        for batch in loader:
+            if forwards is None:
+                forwards = self._forwards(method, batch)
+            attributions, seconds = self._explain(name, method, batch)
+            rows = score_batch(self.v, attributions, batch, asked, self.args)
+            rows["seconds"] = torch.full_like(attributions[:, 0], seconds)
+            rows["forwards"] = forwards.expand(len(attributions)).contiguous()
+            gathered = {column: self.accelerator.gather_for_metrics(values).cpu() for column, values in rows.items()}
+            scored = {column: torch.cat([scored[column], new]) if scored else new for column, new in gathered.items()}
+            bar.update(len(gathered["seconds"]))
+            if self.accelerator.is_main_process:
+                write_tensors(path, scored, {"key": key})
+        bar.close()
+        return scored
+
+    def _forwards(self, method: Method, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What explaining the first image of all costs, in forwards: [1], the same in all processes."""
+        cost = count_forwards(self.v, method, batch["pixel_values"][:1], batch["labels"][:1])
+        # The first process has the first image.
+        return self.accelerator.gather(torch.tensor([cost], device=self.accelerator.device))[:1]
+
+    def _explain(self, name: str, method: Method, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        """The maps [B, N] of a batch, and the seconds that each took."""
+        start = time.perf_counter()
+        attributions = method(batch["pixel_values"], batch["labels"])
+        if attributions.is_cuda:
+            torch.cuda.synchronize()
+        seconds = (time.perf_counter() - start) / len(attributions)
+        finite = attributions.isfinite().all(dim=1)
+        if not finite.all():
+            bad = [self.names[index] for index in batch["ids"][~finite].tolist()]
+            raise ValueError(f"{name} gives NaN or infinite attributions of {bad[:10]}: leave it, or them, out")
+        return attributions, seconds
+
+    def _asked(self) -> dict[Family, torch.Tensor]:
+        """The ids of the images whose rank and relative scores are asked for: the first so many."""
+        limits: dict[Family, int | None] = {
+            "rank": self.args.max_rank_samples,
+            "relative": self.args.max_relative_samples,
+        }
+        return {
+            family: torch.tensor(self.images.indices[:number], dtype=torch.int64, device=self.accelerator.device)
+            for family, number in limits.items()
+        }
+
+
+def score_batch(
+    v: MaskedClassifier,
+    attributions: torch.Tensor,
+    batch: dict[str, torch.Tensor],
+    asked: dict[Family, torch.Tensor],
+    args: BenchmarkArguments,
+) -> dict[str, torch.Tensor]:
+    """The maps and scores of a batch: column -> [B] or [B, N].
+
+    Args:
+        v: the classifier.
+        attributions: [B, N].
+        batch: "pixel_values", "labels" and "ids" of the images, and their "masks" where regions are scored.
+        asked: the ids of the images whose rank and relative scores are asked for.
+        args: of the benchmark: seed, and number of draws.
+    """
+    pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
+    relative = functools.partial(relative_scores, n_masks=args.n_masks, budget=args.budget)
+    passes: dict[Family, Callable[..., Any]] = {"rank": rank_scores, "relative": relative}
+    rows = {"attributions": attributions}
+    for family, compute in passes.items():
+        if not len(asked[family]):
+            continue
+        columns = [column for score in scores_of_family(family) for column in score.kept]
+        for column in columns:
+            shape = attributions if column.endswith("_curve") else attributions[:, 0]
+            rows[column] = torch.full_like(shape, torch.nan)
+        here = torch.isin(ids, asked[family])
+        if here.any():
+            scores = compute(v, pixel_values[here], attributions[here], targets[here], seed=args.seed, ids=ids[here])
+            for column in columns:
+                rows[column][here] = getattr(scores, column)
+    if "masks" in batch:
+        masks = batch["masks"]
+        maps = upsample(attributions, v.patch_grid(pixel_values), (masks.shape[-2], masks.shape[-1]))
+        for score in scores_of_family("region"):
+            assert score.of_region is not None
+            rows[score.name] = score.of_region(maps, masks)
+    return rows
+
+
+def _finished_rows(path: Path, key: str) -> dict[str, torch.Tensor]:
+    """The rows that an earlier run has left, none where they depend on something else."""
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as stored:
+        if stored.metadata()["key"] != key:
+            return {}
+        return {column: stored.get_tensor(column) for column in stored.keys()}  # noqa: SIM118

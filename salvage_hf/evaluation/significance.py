@@ -1,0 +1,66 @@
+"""Which methods are best: a paired bootstrap over images, and the marks that tables draw."""
+
+from collections.abc import Mapping
+
+import torch
+
+#: On fewer images nothing is marked as best.
+MIN_MARKED = 10
+
+
+def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str, str]:
+    """Which methods are "best" and which "second".
+
+    Best are the method with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise.
+    Means are compared on the images on which the scores of all methods are defined. A method is not marked without
+    another to compare it with, nor on fewer than `MIN_MARKED` images, where the test says nothing, nor where its score
+    is undefined for most of the images on which the score of any method is defined.
+
+    Args:
+        scores: method -> values per image [I], NaN where undefined.
+        higher_is_better: the direction of the score.
+
+    Returns:
+        method -> "best" or "second"; other methods are left out.
+    """
+    defined = torch.stack([~values.isnan() for values in scores.values()])  # [methods, I]
+    images = int(defined.any(dim=0).sum())
+    if len(scores) < 2 or images < MIN_MARKED:
+        return {}
+    left = {
+        name: values if higher_is_better else -values
+        for (name, values), on in zip(scores.items(), defined, strict=True)
+        if 2 * int(on.sum()) >= images
+    }
+    marks: dict[str, str] = {}
+    for place in ("best", "second"):
+        if not left:
+            break
+        shared = ~torch.stack(list(left.values())).isnan().any(dim=0)
+        if not shared.any():
+            break
+        leader = max(left, key=lambda name: left[name][shared].mean().item())
+        level = [name for name in left if name == leader or not_worse(left[name], left[leader])]
+        marks |= dict.fromkeys(level, place)
+        left = {name: values for name, values in left.items() if name not in level}
+    return marks
+
+
+def not_worse(values: torch.Tensor, leader: torch.Tensor, resamples: int = 10_000, level: float = 0.05) -> bool:
+    """Whether a paired bootstrap over images fails to show that the leader's mean is higher (one-sided).
+
+    Args:
+        values, leader: [I], scores on the same images, higher is better; images without both are left out.
+        resamples: how many samples are drawn, of as many images with replacement, with a fixed seed.
+        level: the level of the test.
+    """
+    differences = leader - values
+    differences = differences[~differences.isnan()]
+    if not len(differences):
+        return True
+    generator = torch.Generator().manual_seed(0)
+    at_most_zero = 0
+    for part in torch.arange(resamples).split(1000):
+        chosen = torch.randint(len(differences), (len(part), len(differences)), generator=generator)
+        at_most_zero += int((differences[chosen].mean(dim=1) <= 0).sum())
+    return at_most_zero >= level * resamples

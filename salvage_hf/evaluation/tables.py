@@ -1,0 +1,96 @@
+"""Tables of scores: mean and standard error over images, best and second marked by a test; in Markdown and LaTeX.
+
+Keys are names of methods and scores; titles are put in their place where a table is drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..faithfulness import mean_and_stderr
+from .results import method_titles
+from .scores import SCORES
+from .significance import mark
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text and how it is marked: "best", "second" or not at all."""
+
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header; the first column holds names."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def markdown(self) -> str:
+        """GitHub's Markdown: best in bold, second underlined."""
+        marks = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
+        lines = [f"| {' | '.join(self.header)} |", "|---" * len(self.header) + "|"]
+        lines += [f"| {' | '.join(marks[cell.mark].format(cell.text) for cell in row)} |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def latex(self) -> str:
+        """A tabular of the package booktabs."""
+        marks = {"": "{}", "best": "\\textbf{{{}}}", "second": "\\underline{{{}}}"}
+        symbols = {"±": "$\\pm$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "%": "\\%", "_": "\\_", "&": "\\&"}
+
+        def line(cells: Sequence[str]) -> str:
+            joined = "\0".join(cells)
+            for symbol, command in symbols.items():
+                joined = joined.replace(symbol, command)
+            return joined.replace("\0", " & ") + " \\\\"
+
+        body = [line([marks[cell.mark].format(cell.text) for cell in row]) for row in self.rows]
+        begin = f"\\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}"
+        parts = [begin, "\\toprule", line(self.header), "\\midrule", *body, "\\bottomrule", "\\end{tabular}"]
+        return "\n".join(parts) + "\n"
+
+
+def score_table(
+    methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Sequence[str], titles: Mapping[str, str]
+) -> Table:
+    """A row per method and a column per data set and score, in percent.
+
+    Args:
+        methods_of: data set -> name of a method -> score -> a value (0..1) per image, None where it is undefined.
+        columns: names of scores; those that a data set has of no method are left out.
+        titles: name -> title of every method, in the order of the rows.
+    """
+    header, rows = ["method"], {name: [Cell(title)] for name, title in titles.items()}
+    for dataset, methods in methods_of.items():
+        for column in columns:
+            values = {name: as_tensor(entry[column]) for name, entry in methods.items() if entry.get(column)}
+            if not values:
+                continue
+            marks = mark(values, SCORES[column].higher_is_better)
+            heading = SCORES[column].heading
+            header.append(f"{dataset} {heading}" if len(methods_of) > 1 else heading)
+            for name, row in rows.items():
+                text = percent(values[name]) if name in values else "-"
+                row.append(Cell(text, marks.get(name, "")))
+    return Table(header, list(rows.values()))
+
+
+def results_table(results: Mapping[str, Any], columns: Sequence[str] = tuple(SCORES)) -> str:
+    """Scores of all methods of a results.json as Markdown."""
+    methods = results["methods"]
+    return score_table({"": methods}, columns, method_titles(methods)).markdown()
+
+
+def percent(values: torch.Tensor) -> str:
+    """Mean and standard error over images, of values in 0..1."""
+    mean, stderr = mean_and_stderr(values)
+    return f"{100 * mean:.1f} ± {100 * stderr:.1f}"
+
+
+def as_tensor(values: Sequence[float | None]) -> torch.Tensor:
+    """Values of a results.json, float64 [I], with NaN in place of None."""
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)

@@ -1,0 +1,104 @@
+"""Model cards, filled in from what a run measured."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..arguments import PRIVATE, names_with
+from ..objectives import OBJECTIVES
+from .publishing import repository_name
+
+TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+
+#: The task of explainers, as the Hub names tasks.
+TASK = "image-classification"
+
+
+def write_explainer_card(
+    folder: Path, args: Any, config: Any, results: dict[str, Any], num_train_images: int, num_eval_images: int
+) -> None:
+    """Writes README.md beside a trained explainer; no path of this machine stands in it.
+
+    Args:
+        folder: the explainer's folder.
+        args: the `ExplainerArguments` of the run; those that differ from the defaults are listed.
+        config: the explainer's config.
+        results: of the saved step: its number ("step"), its scores ("eval_..."), and whether they chose it ("chosen").
+        num_train_images: how many images trained.
+        num_eval_images: how many images validated.
+    """
+    scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
+    repository = repository_name(args.hub_model_id, args.output_dir)
+    title = repository.split("/")[-1]
+    hub_dataset = _if_on_hub(args.dataset_name)
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag=TASK,
+            license="apache-2.0",
+            tags=["explainability", "shapley-values", "salvage", "custom_code"],
+            base_model=_if_on_hub(args.model_name_or_path),
+            datasets=[hub_dataset] if hub_dataset else None,
+            model_name=title,
+            eval_results=_eval_results(scores, None if args.validation_dir else hub_dataset),
+        ),
+        template_path=str(TEMPLATE),
+        title=title,
+        repository=repository,
+        classifier=_without_path(args.model_name_or_path),
+        objective=OBJECTIVES[config.objective],
+        num_train_images=num_train_images,
+        num_eval_images=num_eval_images,
+        step=results["step"],
+        chosen=results["chosen"],
+        scores={name: f"{value:.4f}" for name, value in scores.items()},
+        arguments=_listed_arguments(args),
+    )
+    card.save(folder / "README.md")
+
+
+def _eval_results(scores: dict[str, float], dataset: str | None) -> list[EvalResult]:
+    """The scores as the Hub reads them from the head of a card.
+
+    Args:
+        scores: by their names.
+        dataset: the Hub's name of the validation images' data set; None for images of this machine.
+    """
+    dataset_type, dataset_name = (dataset, dataset) if dataset else ("imagefolder", "local images")
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=dataset_type,
+            dataset_name=dataset_name,
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in scores.items()
+    ]
+
+
+def _listed_arguments(args: Any) -> dict[str, Any]:
+    """The arguments that differ from their defaults, without those that are private to this machine."""
+    private = names_with(args, PRIVATE)
+    listed = {
+        field.name: getattr(args, field.name)
+        for field in fields(args)
+        if field.name not in private and getattr(args, field.name) != field.default
+    }
+    # These two may name a folder, too.
+    return {
+        name: _without_path(value) if name in ("model_name_or_path", "dataset_name") else value
+        for name, value in listed.items()
+    }
+
+
+def _if_on_hub(name: str | None) -> str | None:
+    """A name on the Hub; None for a folder of this machine."""
+    return None if name is None or Path(name).exists() else name
+
+
+def _without_path(name: str) -> str:
+    """A name on the Hub, or the last part of a folder's path."""
+    return _if_on_hub(name) or Path(name).resolve().name

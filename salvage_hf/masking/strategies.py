@@ -1,0 +1,327 @@
+"""The ways of hiding patches from a classifier, one class for each.
+
+A strategy looks at the pixels once (`embed`), whatever the number of subsets, and then answers for any subsets of these
+images (`logits`). It holds no model: the classifier is handed to every call, so that it may be exchanged or cast.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from ..vision_families import FAMILIES, VisionFamily, embeddings_of, on_tokens
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a strategy keeps of B images.
+
+    Args:
+        visible: the images as they are: tokens [B, P + N, D], the P prefix tokens first, or pixels [B, C, H, W].
+        hidden: in the same shape, what takes the place of hidden patches where that is known beforehand.
+    """
+
+    visible: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.visible)
+
+    def __getitem__(self, images: torch.Tensor | slice) -> "Embedded":
+        return Embedded(self.visible[images], None if self.hidden is None else self.hidden[images])
+
+
+class Masking(ABC):
+    """A way of hiding patches.
+
+    Args:
+        family: the classifier's family, None where it is no known vision transformer.
+        patch_size: side of a patch in pixels.
+    """
+
+    def __init__(self, family: VisionFamily | None, patch_size: int):
+        self.family, self.patch_size = family, patch_size
+
+    @classmethod
+    @abstractmethod
+    def check(cls, config: Any, family: VisionFamily | None, patch_size: int | None) -> None:
+        """Raises ValueError where this way does not work for a classifier; `patch_size` is the one asked for."""
+
+    @abstractmethod
+    def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
+        """What of these images [B, C, H, W] is needed for any number of subsets."""
+
+    @abstractmethod
+    def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
+        """N of the embedded images."""
+
+    @abstractmethod
+    def logits(
+        self, classifier: PreTrainedModel, embedded: Embedded, subsets: torch.Tensor, chunk_size: int
+    ) -> torch.Tensor:
+        """v(S) before softmax or sigmoid.
+
+        Args:
+            classifier: the classifier.
+            embedded: what `embed` gave for B images.
+            subsets: bool [B, M, N], at least one.
+            chunk_size: how many tokens (squares of 16 x 16 pixels, where pixels are replaced) a forward may hold.
+
+        Returns:
+            [B, M, K]
+        """
+
+
+def _image_of_row(subsets: torch.Tensor) -> torch.Tensor:
+    """Which image each of the B * M rows of `subsets.flatten(0, 1)` is of."""
+    return torch.arange(len(subsets), device=subsets.device).repeat_interleave(subsets.shape[1])
+
+
+# Strategies on tokens
+
+
+class _OnTokens(Masking):
+    """What the strategies that work on the tokens of a vision transformer share."""
+
+    @classmethod
+    def _check_patch_size(cls, masking: str, config: Any, patch_size: int | None) -> None:
+        if patch_size not in (None, config.patch_size):
+            raise ValueError(
+                f"patch_size={patch_size} differs from the model's own {config.patch_size}, got masking={masking!r}"
+            )
+
+    def num_prefix_tokens(self, classifier: PreTrainedModel) -> int:
+        """P, the number of tokens before the patches."""
+        assert self.family is not None  # `check` has refused other models
+        return self.family.num_prefix_tokens(classifier.config)
+
+    def embed_tokens(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Tokens of whole images with their positions: [B, C, H, W] -> [B, P + N, D]."""
+        assert self.family is not None
+        return embed_tokens(classifier, self.family, pixel_values)
+
+    @override
+    def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
+        return embedded.visible.shape[-2] - self.num_prefix_tokens(classifier)
+
+
+def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Tokens of whole images with their positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
+    height, width = two_sides(classifier.config.image_size)
+    if family.fixed_positions and pixel_values.shape[-2:] != (height, width):
+        raise ValueError(
+            f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels; the positions of this "
+            f"{classifier.config.model_type} model are for {height} x {width}"
+        )
+    return embeddings_of(classifier)(pixel_values)
+
+
+class DropTokens(_OnTokens):
+    """The tokens of hidden patches are removed before the first layer: a forward costs the visible patches only."""
+
+    @classmethod
+    @override
+    def check(cls, config: Any, family: VisionFamily | None, patch_size: int | None) -> None:
+        if not family:
+            raise ValueError(
+                f"masking='drop' needs one of {', '.join(FAMILIES)}, got a {config.model_type} model; "
+                "use 'zero', 'mean' or 'blur'"
+            )
+        cls._check_patch_size("drop", config, patch_size)
+
+    @override
+    def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
+        return Embedded(self.embed_tokens(classifier, pixel_values))
+
+    @override
+    def logits(
+        self, classifier: PreTrainedModel, embedded: Embedded, subsets: torch.Tensor, chunk_size: int
+    ) -> torch.Tensor:
+        tokens, encoder = embedded.visible, on_tokens(classifier)
+        batch_size, num_subsets, num_patches = subsets.shape
+        num_prefix = tokens.shape[1] - num_patches
+        rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)  # [B * M, N], [B * M]
+        # Rows of one size make one dense rectangle; sorting by size brings them together.
+        row_sizes, by_size = rows.sum(dim=-1).sort(stable=True)
+        sizes, counts = row_sizes.unique_consecutive(return_counts=True)
+        prefix = torch.arange(num_prefix, device=rows.device)
+        outputs = []
+        for size, group in zip(sizes.tolist(), by_size.split(counts.tolist()), strict=True):
+            if size == 0:
+                outputs.append(self._empty_logits(encoder, tokens[:1, :num_prefix]).expand(len(group), -1))
+                continue
+            for part in group.split(max(1, chunk_size // (num_prefix + size))):
+                # Visible patches first, in raster order; nonzero would wait for the device to count them.
+                visible = rows[part].byte().argsort(dim=-1, descending=True, stable=True)[:, :size] + num_prefix
+                visible = torch.cat([prefix.expand(len(part), -1), visible], dim=1)  # [rows, P + s]
+                seen = tokens[image_of_row[part, None], visible]  # [rows, P + s, D]
+                outputs.append(encoder(seen).logits)
+        logits = torch.cat(outputs)
+        # The rows came out sorted by size: each goes back to where it was.
+        return logits[by_size.argsort()].view(batch_size, num_subsets, -1)
+
+    def _empty_logits(self, encoder: PreTrainedModel, prefix_tokens: torch.Tensor) -> torch.Tensor:
+        """v of the empty subset, the same for every image: [1, P, D] -> [1, K]. A mean over no patches is zero."""
+        assert self.family is not None
+        if not self.family.pools_patches:
+            return encoder(prefix_tokens).logits
+        cls_token = encoder.base_model(prefix_tokens).last_hidden_state[:, 0]
+        ((head, _),) = self.family.heads(encoder)
+        return head(torch.cat([cls_token, torch.zeros_like(cls_token)], dim=-1))
+
+
+# Strategies that put something in the place of hidden patches
+
+
+class _Replacing(Masking):
+    """What the strategies share that show the classifier as many patches as ever."""
+
+    @override
+    def logits(
+        self, classifier: PreTrainedModel, embedded: Embedded, subsets: torch.Tensor, chunk_size: int
+    ) -> torch.Tensor:
+        rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)
+        rows_at_a_time = max(1, chunk_size // self.row_cost(embedded, subsets.shape[-1]))
+        outputs = [
+            self.logits_of_rows(classifier, embedded[image_of_row[part]], rows[part])
+            for part in torch.arange(len(rows), device=rows.device).split(rows_at_a_time)
+        ]
+        return torch.cat(outputs).view(*subsets.shape[:2], -1)
+
+    @abstractmethod
+    def row_cost(self, embedded: Embedded, num_patches: int) -> int:
+        """What a row counts in `chunk_size`."""
+
+    @abstractmethod
+    def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+        """Logits [R, K] of one subset per image: R embedded images and bool [R, N]."""
+
+
+class MaskToken(_Replacing, _OnTokens):
+    """DINOv2's learned mask token stands in the place of hidden patches."""
+
+    @classmethod
+    @override
+    def check(cls, config: Any, family: VisionFamily | None, patch_size: int | None) -> None:
+        if not family or not family.mask_token(config):
+            raise ValueError(
+                f"masking='mask_token' needs a model with a mask_token (DINOv2), got a {config.model_type} model "
+                "without one"
+            )
+        cls._check_patch_size("mask_token", config, patch_size)
+
+    @override
+    def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
+        tokens = self.embed_tokens(classifier, pixel_values)
+        num_patches = tokens.shape[1] - self.num_prefix_tokens(classifier)
+        everything = torch.ones(len(tokens), num_patches, dtype=torch.bool, device=tokens.device)
+        return Embedded(tokens, embeddings_of(classifier)(pixel_values, bool_masked_pos=everything))
+
+    @override
+    def row_cost(self, embedded: Embedded, num_patches: int) -> int:
+        return embedded.visible.shape[-2]
+
+    @override
+    def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+        assert embedded.hidden is not None
+        num_prefix = self.num_prefix_tokens(classifier)
+        visible = nn.functional.pad(rows, (num_prefix, 0), value=True)[..., None]  # [R, P + N, 1]
+        return on_tokens(classifier)(torch.where(visible, embedded.visible, embedded.hidden)).logits
+
+
+class _OnPixels(_Replacing):
+    """What the strategies share that change pixels: they work with any classifier."""
+
+    @classmethod
+    @override
+    def check(cls, config: Any, family: VisionFamily | None, patch_size: int | None) -> None:
+        if not family and patch_size is None:
+            raise ValueError(f"patch_size is needed for a {config.model_type} model, for example patch_size=16")
+
+    @override
+    def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
+        return Embedded(pixel_values)
+
+    @override
+    def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
+        height, width = embedded.visible.shape[-2:]
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    @override
+    def row_cost(self, embedded: Embedded, num_patches: int) -> int:
+        height, width = embedded.visible.shape[-2:]
+        return max(num_patches, height * width // 256)  # models without tokens: 16 x 16 pixels stand for one
+
+    @override
+    def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+        height, width = embedded.visible.shape[-2:]
+        grid = rows.view(-1, 1, height // self.patch_size, width // self.patch_size)
+        visible = grid.repeat_interleave(self.patch_size, -2).repeat_interleave(self.patch_size, -1)  # [R, 1, H, W]
+        hidden = self.hidden_pixels(embedded, visible)
+        return classifier(torch.where(visible, embedded.visible, hidden)).logits
+
+    @abstractmethod
+    def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:
+        """What stands where `visible` [R, 1, H, W] is False, in a shape that broadcasts to [R, C, H, W]."""
+
+
+class ZeroPixels(_OnPixels):
+    """Hidden patches are zeros in normalised pixels: the mean colour of the data the processor was made for."""
+
+    @override
+    def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(embedded.visible)
+
+
+class MeanPixels(_OnPixels):
+    """Hidden patches have the mean colour of the visible ones; zeros where none is visible."""
+
+    @override
+    def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:
+        total = (embedded.visible * visible).sum(dim=(-2, -1), keepdim=True)
+        return total / visible.sum(dim=(-2, -1), keepdim=True).clamp_min(1)  # [R, C, 1, 1]
+
+
+class BlurredPixels(_OnPixels):
+    """Hidden patches are blurred with a Gaussian of one patch width, through which they shine."""
+
+    @override
+    def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
+        return Embedded(pixel_values, gaussian_blur(pixel_values, self.patch_size))
+
+    @override
+    def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:
+        assert embedded.hidden is not None
+        return embedded.hidden
+
+
+#: `--masking` -> strategy.
+STRATEGIES: dict[str, type[Masking]] = {
+    "drop": DropTokens,
+    "mask_token": MaskToken,
+    "zero": ZeroPixels,
+    "mean": MeanPixels,
+    "blur": BlurredPixels,
+}
+
+
+def two_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from a config's image_size, which is one number where both sides are alike."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def gaussian_blur(pixel_values: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur with reflected borders: [B, C, H, W] -> [B, C, H, W]."""
+    channels = pixel_values.shape[1]
+    radius = min(int(3 * sigma), min(pixel_values.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=pixel_values.device, dtype=pixel_values.dtype)
+    kernel = (-0.5 * (offsets / sigma) ** 2).exp()
+    kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
+    padded = nn.functional.pad(pixel_values, (radius,) * 4, mode="reflect")
+    rows = nn.functional.conv2d(padded, kernel[..., None, :], groups=channels)
+    return nn.functional.conv2d(rows, kernel[..., :, None], groups=channels)

@@ -1,0 +1,43 @@
+"""v(S) in whatever form a user has it: as a classifier, by its name, or as a function."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from ..targets import activation
+from .masked_classifier import MaskedClassifier
+
+#: (pixel_values [B, C, H, W], subsets bool [B, M, N]) -> probabilities [B, M, K]
+ValueFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def as_value_function(
+    model: "MaskedClassifier | PreTrainedModel | str | ValueFunction",
+) -> "MaskedClassifier | ValueFunction":
+    """v from a `MaskedClassifier`, a Hugging Face image classifier, its name or folder, or a function."""
+    if isinstance(model, (str, os.PathLike)):
+        return MaskedClassifier.from_pretrained(str(model))
+    if isinstance(model, PreTrainedModel):
+        return MaskedClassifier(model)
+    if not callable(model):
+        raise TypeError(f"model must be a classifier, its name or a function, got {type(model).__name__}")
+    return model
+
+
+def value_at(v: "MaskedClassifier | ValueFunction", pixel_values: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """v at fixed images, embedded once for all calls: subsets [B, M, N] -> probabilities [B, M, K].
+
+    A second argument selects some of the images, in the form of an index.
+    """
+    if not isinstance(v, MaskedClassifier):
+        return lambda subsets, images=slice(None): v(pixel_values[images], subsets)
+    with torch.no_grad():
+        embedded = v.embed(pixel_values.to(v.device))
+
+    @torch.no_grad()
+    def probabilities(subsets: torch.Tensor, images: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        return activation(v.logits_of(embedded[images], subsets))
+
+    return probabilities

@@ -1,0 +1,151 @@
+"""Fine-tuning of image classifiers, also on images with patches removed (section 5.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from accelerate import Accelerator
+from datasets import ClassLabel
+from torch.utils.data import DataLoader
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from .. import subsets
+from ..arguments import MAY_CHANGE, AtLeast, arg
+from ..data.images import ProcessedImages
+from ..keyed_random import KeyedGenerator
+from ..masking import MaskedClassifier
+from ..targets import predicted_targets
+from ..vision_families import freeze_mask_token
+from .arguments import LoopArguments
+from .images import load_splits
+from .loop import fit
+from .setup import make_accelerator, with_found_batch_size
+from .task import Task
+
+
+@dataclass
+class ClassifierArguments(LoopArguments):
+    """Arguments of scripts/train_classifier.py."""
+
+    model_name_or_path: str = arg(
+        "", "The model to fine-tune: a DINOv2 backbone or classifier, on the Hub or in a folder."
+    )
+    num_train_epochs: Annotated[int, AtLeast(1), MAY_CHANGE] = arg(
+        25, "Passes over the training images (the paper: 25, then 50 with --mask_patches)."
+    )
+    mask_patches: bool = arg(False, "Show a uniform random subset of the patches; the sizes are 0..N.")
+    image_size: Annotated[int | None, AtLeast(1)] = arg(
+        None,
+        "The side of the square that images are resized to; the model's processor keeps it. Its own when not given.",
+    )
+    one_label: bool = arg(False, "Two classes become one sigmoid label: the second class against the first.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is needed: the model to fine-tune")
+
+
+class ClassifierTask(Task):
+    """A classifier learns labels, and with `mask_patches` to tell them from a part of the patches."""
+
+    best_metric = "score"
+
+    def __init__(self, args: ClassifierArguments, accelerator: Accelerator):
+        self.args, self.accelerator = args, accelerator
+        with accelerator.main_process_first():
+            resized: dict[str, Any] = {}
+            if args.image_size:
+                square = {"height": args.image_size, "width": args.image_size}
+                resized = {"size": square, "do_center_crop": False}
+            self.processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **resized)
+            parts = load_splits(args)
+            names = class_names(parts[0], args)
+            classifier = AutoModelForImageClassification.from_pretrained(
+                args.model_name_or_path,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                id2label=dict(enumerate(names)),
+                label2id={name: index for index, name in enumerate(names)},
+            )
+        columns = args.image_column_name, args.label_column_name
+        self.train_images, self.eval_images = (
+            ProcessedImages(part, self.processor, classifier.config, *columns) for part in parts
+        )
+        freeze_mask_token(classifier.base_model)
+        self.model: MaskedClassifier = MaskedClassifier(classifier)
+        self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """Cross-entropy of what the classifier says of the visible patches."""
+        logits = model(batch["pixel_values"], self.draw_subsets(batch, step))[:, 0]
+        return classification_loss(logits, batch["labels"])
+
+    def draw_subsets(self, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """One subset per image, bool [B, 1, N]: all patches, or with `mask_patches` a uniform random part of them."""
+        rows, columns = self.model.patch_grid(batch["pixel_values"])
+        shape = (len(batch["ids"]), 1, rows * columns)
+        if not self.args.mask_patches:
+            return torch.ones(shape, dtype=torch.bool)
+        everyone = torch.zeros(1, dtype=torch.int64)
+        sizes_from = KeyedGenerator("classifier training sizes", self.args.seed, step, keys=everyone)
+        # One size for the whole step (a dense batch), the empty subset among them: v must be defined there too.
+        size = subsets.uniform_sizes(1, 1, shape[-1] + 1, generator=sizes_from)[0] - 1
+        generator = KeyedGenerator("classifier training subsets", self.args.seed, step, keys=batch["ids"].cpu())
+        return subsets.uniform(*shape, generator=generator, sizes=size)
+
+    @torch.no_grad()
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """Accuracy with all patches, with a half and with a quarter of them; what selects the best model."""
+        v = self.accelerator.unwrap_model(model)
+        rows = []
+        for batch in self.eval_loader:
+            grid = v.patch_grid(batch["pixel_values"])
+            num_patches = grid[0] * grid[1]
+            sizes = torch.tensor([num_patches, num_patches // 2, num_patches // 4])
+            generator = KeyedGenerator("classifier validation subsets", self.args.seed, keys=batch["ids"].cpu())
+            drawn = subsets.uniform(len(batch["ids"]), 3, num_patches, generator=generator, sizes=sizes)
+            logits = v.logits(batch["pixel_values"], drawn)
+            correct = [predicted_targets(logits[:, slot]) == batch["labels"] for slot in range(3)]
+            rows.append(self.accelerator.gather_for_metrics(torch.stack(correct, dim=1).float()))
+        means = torch.cat(rows).mean(dim=0).tolist()
+        return {
+            **dict(zip(("accuracy", "accuracy_half", "accuracy_quarter"), means, strict=True)),
+            "score": sum(means) / 3 if self.args.mask_patches else means[0],
+        }
+
+    def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
+        """Writes the classifier and its image processor."""
+        assert isinstance(model, MaskedClassifier)
+        model.classifier.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+@with_found_batch_size
+def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
+    """Fine-tunes a classifier; writes it with its processor to `output_dir`, and returns its scores."""
+    accelerator = make_accelerator(args)
+    return fit(ClassifierTask(args, accelerator), args, accelerator)
+
+
+def class_names(dataset, args: ClassifierArguments) -> list[str]:
+    """The names of the classifier's labels: the data set's classes, with `one_label` the second of two."""
+    feature = dataset.features.get(args.label_column_name)
+    if not isinstance(feature, ClassLabel):
+        raise ValueError(f"column {args.label_column_name!r} holds no class labels with names, but {feature}")
+    names = feature.names
+    if args.one_label:
+        if len(names) != 2:
+            raise ValueError(f"one_label needs two classes, the data set has {len(names)}: {names}")
+        return names[1:]
+    if len(names) < 2:
+        raise ValueError(f"a classifier needs at least two classes, the data set has {len(names)}: {names}")
+    return names
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, binary with one label: logits [B, K], labels [B]."""
+    if logits.shape[-1] == 1:
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0].float(), labels.float())
+    return torch.nn.functional.cross_entropy(logits.float(), labels)

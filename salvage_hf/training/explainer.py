@@ -1,0 +1,214 @@
+"""Training of explainers against a frozen classifier (sections 4 and 5.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
+
+from ..arguments import AtLeast, arg
+from ..data.images import ProcessedImages
+from ..faithfulness import rank_scores
+from ..hub import cards
+from ..keyed_random import KeyedGenerator
+from ..masking import STRATEGIES, MaskedClassifier
+from ..modeling import SalvageModel
+from ..objectives import OBJECTIVES, SubsetValues
+from ..subsets import LAWS
+from ..targets import predicted_targets, target_attributions
+from ..vision_families import freeze_mask_token
+from .arguments import LoopArguments
+from .images import load_splits
+from .loop import fit
+from .setup import make_accelerator, with_found_batch_size
+from .task import Task
+
+#: Subsets per image on which the loss is validated.
+NUM_VALIDATION_SUBSETS = 8
+
+
+@dataclass
+class ExplainerArguments(LoopArguments):
+    """Arguments of scripts/train.py; the defaults are the paper's recipe."""
+
+    model_name_or_path: str = arg("", "The frozen classifier to explain: a name on the Hub or a folder.")
+    masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
+    objective: Literal[tuple(OBJECTIVES)] = arg("salvage", "What is minimised.")  # type: ignore[valid-type]
+    sampling: Literal[tuple(LAWS)] | None = arg(  # type: ignore[valid-type]
+        None,
+        "The law of the subsets: guided by the attributions (Algorithm 3), uniform, or the Shapley kernel's; when not "
+        "given, that of the objective, as published.",
+    )
+    learning_rate: float | None = arg(
+        None,
+        "The highest learning rate of AdamW; the objective's own when not given, as published ("
+        + ", ".join(f"{name} {objective.learning_rate:g}" for name, objective in OBJECTIVES.items())
+        + ").",
+    )
+    new_subsets: Annotated[int, AtLeast(1)] = arg(32, "Subsets per image and step, each a forward of the classifier.")
+    target: Literal["label", "predicted"] = arg(
+        "label",
+        "The class whose attributions guide the sampling and are validated: the image's label, or what the classifier "
+        "predicts for it.",
+    )
+    freeze_backbone: bool = arg(False, "Train the mask transformer alone, on features that are computed once.")
+    num_views: Annotated[int, AtLeast(1)] = arg(
+        1, "Training items per image: itself, and random parts and mirror images of it. An epoch passes over all."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        objective = OBJECTIVES[self.objective]
+        self.sampling = self.sampling or objective.sampling
+        if self.learning_rate is None:
+            self.learning_rate = objective.learning_rate
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is needed: the classifier to explain")
+
+
+class ExplainerTask(Task):
+    """An explainer learns what a frozen classifier says of partial images."""
+
+    best_metric = "srg"
+
+    def __init__(self, args: ExplainerArguments, accelerator: Accelerator):
+        self.args, self.accelerator, self.objective = args, accelerator, OBJECTIVES[args.objective]
+        with accelerator.main_process_first():
+            self.classifier = MaskedClassifier.from_pretrained(
+                args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
+            ).to(accelerator.device)
+            self.processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+            config = self.classifier.config if args.target == "label" else None
+            columns = args.image_column_name, args.label_column_name
+            train_split, eval_split = load_splits(args)
+            self.train_images = ProcessedImages(
+                train_split, self.processor, config, *columns, args.num_views, args.seed
+            )
+            self.eval_images = ProcessedImages(eval_split, self.processor, config, *columns)
+        model = SalvageModel.from_classifier(
+            self.classifier.classifier, objective=args.objective, paired_values=self.objective.paired_values
+        ).to(accelerator.device)
+        freeze_mask_token(model.backbone)
+        if args.freeze_backbone:
+            model.backbone.requires_grad_(False)
+            for images in (self.train_images, self.eval_images):
+                images.patch_features = all_patch_features(accelerator, model, images, args.per_device_eval_batch_size)
+        self.model = model
+        self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """The mean of the objective over images and subsets: the paper's training step (sections 4.1 and 4.2)."""
+        output = self.explain(model, batch)  # phi+ and phi- of every patch and class (eq. 3)
+        drawn = self.draw_subsets(output, batch, step)  # S, guided by the attributions (Algorithm 3)
+        values = self.ask_classifier(batch, drawn)  # v(S)
+        losses = self.objective.loss(self.bare(model), output, drawn, values)  # u(S) beside v(S) (eqs. 4 and 5)
+        return losses.mean(dim=1).mean()  # over the subsets of an image, then over the images
+
+    def explain(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
+        """The explainer's output for whole images, from their pixels or from features that were computed once."""
+        if self.args.freeze_backbone:
+            return model(patch_features=batch["patch_features"].float())
+        return model(batch["pixel_values"])
+
+    def draw_subsets(self, output, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """The subsets of a training step, bool [B, M, N]."""
+        scores = target_attributions(output.attributions.detach(), self.targets(batch))
+        return draw_subsets(self.args, scores, batch["ids"], step)
+
+    def ask_classifier(self, batch: dict[str, torch.Tensor], drawn: torch.Tensor) -> SubsetValues:
+        """v(S) of subsets bool [B, M, N], and of both ends where the objective needs them, from one embedding."""
+        if not self.objective.asks_ends:
+            return SubsetValues(self.classifier.logits(batch["pixel_values"], drawn).float())
+        ends = torch.tensor([False, True], device=drawn.device)[:, None].expand(len(drawn), -1, drawn.shape[-1])
+        logits = self.classifier.logits(batch["pixel_values"], torch.cat([drawn, ends], dim=1)).float()
+        return SubsetValues(*logits.split([drawn.shape[1], 2], dim=1))
+
+    def targets(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The classes whose attributions guide the sampling and are validated, int64 [B]."""
+        if "labels" in batch:
+            return batch["labels"]
+        rows, columns = self.classifier.patch_grid(batch["pixel_values"])
+        everything = torch.ones(len(batch["ids"]), 1, rows * columns, dtype=torch.bool)
+        return predicted_targets(self.classifier.logits(batch["pixel_values"], everything)[:, 0])
+
+    def bare(self, model: torch.nn.Module) -> SalvageModel:
+        """The model without what accelerate has put around it."""
+        return self.accelerator.unwrap_model(model)
+
+    @torch.no_grad()
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """SRG, LIF and MIF of the maps, the loss on subsets of its own law, and how often the sums classify right."""
+        rows: list[torch.Tensor] = []
+        law = LAWS[self.objective.validation_law]
+        hidden = not self.accelerator.is_main_process
+        for batch in tqdm(self.eval_loader, desc="Validating", leave=False, disable=hidden):
+            output, targets = self.explain(model, batch), self.targets(batch)
+            maps = target_attributions(output.attributions, targets)
+            scores = rank_scores(self.classifier, batch["pixel_values"], maps, targets, self.args.seed, batch["ids"])
+            generator = KeyedGenerator("validation subsets", self.args.seed, keys=batch["ids"])
+            drawn = law.draw(maps, NUM_VALIDATION_SUBSETS, generator)
+            losses = self.objective.loss(self.bare(model), output, drawn, self.ask_classifier(batch, drawn))
+            correct = (predicted_targets(output.logits) == targets).float()
+            row = torch.stack([scores.srg, scores.lif, scores.mif, losses.mean(dim=1), correct], dim=1)
+            rows.append(self.accelerator.gather_for_metrics(row))
+        means = torch.cat(rows).mean(dim=0).tolist()
+        hits = "accuracy" if self.args.target == "label" else "agreement"  # with the classifier's own predictions
+        return dict(zip(("srg", "lif", "mif", self.objective.measure, hits), means, strict=True))
+
+    def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
+        """Writes the explainer with its code, the image processor and the model card."""
+        assert isinstance(model, SalvageModel)
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        num_images = len(self.train_images.images), len(self.eval_images)
+        cards.write_explainer_card(folder, self.args, model.config, results, *num_images)
+
+
+@with_found_batch_size
+def train_explainer(args: ExplainerArguments, task: type[ExplainerTask] = ExplainerTask) -> dict[str, Any]:
+    """Trains an explainer; writes it with processor and card to `output_dir`, and returns its scores.
+
+    Args:
+        args: of the run.
+        task: a subclass observes the parts of a step.
+    """
+    accelerator = make_accelerator(args)
+    return fit(task(args, accelerator), args, accelerator)
+
+
+def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:
+    """The subsets of a training step: the attributions of the target classes [B, N] -> bool [B, M, N].
+
+    Slot m has one size for all images of the step, in every process, so that each size is one dense batch; only the
+    published sampler of the Shapley kernel draws a size per image. The patches of an image are keyed by its id, so
+    that they do not depend on the batch. Of an odd number of guided subsets the odd one is drawn from the scores in
+    one step, from one minus them in the next.
+    """
+    law = LAWS[args.sampling or OBJECTIVES[args.objective].sampling]
+    everyone = torch.zeros(1, dtype=torch.int64)
+    sizes = law.shared_sizes(
+        args.new_subsets, scores.shape[1], KeyedGenerator("training sizes", args.seed, step, keys=everyone)
+    )
+    if args.new_subsets % 2 and step % 2:
+        scores = -scores
+    generator = KeyedGenerator("training subsets", args.seed, step, keys=ids.to(scores.device))
+    return law.draw(scores, args.new_subsets, generator, sizes)
+
+
+@torch.no_grad()
+def all_patch_features(
+    accelerator: Accelerator, model: SalvageModel, images: ProcessedImages, batch_size: int
+) -> torch.Tensor:
+    """The frozen backbone's features of a whole data set, float16 [images, N, hidden size] on the CPU."""
+    loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
+    model.eval()
+    with accelerator.autocast():
+        batches = [
+            accelerator.gather_for_metrics(model.patch_features(batch["pixel_values"]).half()).cpu()
+            for batch in tqdm(loader, desc="Features", disable=not accelerator.is_main_process)
+        ]
+    return torch.cat(batches)

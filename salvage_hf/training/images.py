@@ -1,0 +1,25 @@
+"""The images of a run, split into those that train and those that validate."""
+
+from datasets import Dataset, get_dataset_split_names
+
+from ..data.loading import load_images
+from .arguments import LoopArguments
+
+
+def load_splits(args: LoopArguments) -> tuple[Dataset, Dataset]:
+    """Training and validation images, as the arguments say."""
+    options = {"image_column": args.image_column_name, "on_bad_image": args.on_bad_image}
+    train = load_images(args.dataset_name, args.train_dir, **options)
+    if args.validation_dir:
+        validation = load_images(folder=args.validation_dir, **options)
+    elif args.dataset_name and "validation" in get_dataset_split_names(args.dataset_name):
+        validation = load_images(args.dataset_name, split="validation", **options)
+    else:
+        parts = train.train_test_split(test_size=args.train_val_split, seed=args.seed)
+        train, validation = parts["train"], parts["test"]
+    if args.max_train_samples and args.max_train_samples < len(train):
+        train = train.shuffle(seed=args.seed).select(range(args.max_train_samples))
+    if args.max_eval_samples and args.max_eval_samples < len(validation):
+        # The same images whatever the seed: runs that differ in it are compared on them.
+        validation = validation.shuffle(seed=0).select(range(args.max_eval_samples))
+    return train, validation

@@ -1,0 +1,205 @@
+"""The training loop shared by classifiers and explainers, over accelerate.
+
+A run is a pure function of its arguments: data order, subsets and initial weights come from the seed, and a resumed
+run continues bit for bit (on a CPU) where the checkpoint was written. Global batches are the same for any number of
+processes.
+"""
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from ..arguments import PRIVATE, names_with
+from ..hub.publishing import push_model, repository_name
+from .arguments import LoopArguments
+from .checkpoints import load_checkpoint, save_best, save_checkpoint
+from .setup import TRACKER_LOGS
+from .task import Task
+
+logger = logging.getLogger(__name__)
+
+#: The training loss is logged every so many optimizer steps.
+LOGGING_STEPS = 10
+
+
+def fit(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, Any]:
+    """Trains the model of a task; writes its best and last state, and checkpoints on the way.
+
+    Args:
+        task: what is learned.
+        args: how long, how fast, and what is kept.
+        accelerator: of `make_accelerator`.
+
+    Returns:
+        Results of the best step, and under "history" what was measured on the way.
+    """
+    return _Run(task, args, accelerator).run()
+
+
+class _Run:
+    """A training run: what accelerate has prepared, and how far it has come."""
+
+    def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
+        self.task, self.args, self.accelerator = task, args, accelerator
+        self.output_dir = Path(args.output_dir)
+        loader = self._make_loader()
+        assert args.learning_rate is not None  # the arguments of a task have filled it in
+        optimizer = torch.optim.AdamW(
+            [p for p in task.model.parameters() if p.requires_grad],
+            lr=args.learning_rate,
+            weight_decay=args.weight_decay,
+        )
+        self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
+        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        self.max_steps = args.max_train_steps or args.num_train_epochs * self.steps_per_epoch
+        # Not prepared: accelerate would step it once per process. Here one call is one optimizer step.
+        self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, args.num_warmup_steps, self.max_steps)
+        accelerator.register_for_checkpointing(self.scheduler)
+        every = args.checkpointing_steps
+        self.checkpointing_steps = self.steps_per_epoch if every == "epoch" else int(every or self.max_steps)
+        self._init_trackers()
+        self.progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
+        self.losses: list[torch.Tensor] = []  # since the last log
+
+    def _make_loader(self) -> DataLoader:
+        args, images = self.args, self.task.train_images
+        loader: DataLoader = DataLoader(
+            images,
+            batch_size=args.per_device_train_batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_num_workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        if len(loader) < self.accelerator.num_processes:
+            raise ValueError(
+                f"{len(images)} training images are less than one batch of {args.per_device_train_batch_size} "
+                f"in each of {self.accelerator.num_processes} processes"
+            )
+        return loader
+
+    def _init_trackers(self) -> None:
+        private = names_with(self.args, PRIVATE)
+        shown = {name: value for name, value in asdict(self.args).items() if name not in private}
+        self.accelerator.init_trackers(
+            self.output_dir.resolve().name, config=shown if self.args.with_tracking else None
+        )
+
+    def run(self) -> dict[str, Any]:
+        """All steps from the start or the checkpoint to the last; returns the results."""
+        if self.args.resume_from_checkpoint:
+            self.progress = load_checkpoint(self.args, self.accelerator, len(self.task.train_images))
+            if self.progress["step"] > self.max_steps:
+                raise ValueError(
+                    f"the checkpoint is of step {self.progress['step']}, after the last one, {self.max_steps}"
+                )
+        hidden = not self.accelerator.is_main_process
+        self.bar = tqdm(total=self.max_steps, initial=self.progress["step"], disable=hidden, desc="Training")
+        epoch, steps_done = divmod(self.progress["step"], self.steps_per_epoch)
+        while self.progress["step"] < self.max_steps:
+            self._run_epoch(epoch, steps_done)
+            epoch, steps_done = epoch + 1, 0
+        self.bar.close()
+        return self._finish()
+
+    def _run_epoch(self, epoch: int, steps_done: int) -> None:
+        """One pass over the training images, without the steps that a checkpoint has behind it."""
+        self.loader.set_epoch(epoch)
+        skipped = steps_done * self.args.gradient_accumulation_steps
+        batches = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
+        for number, batch in enumerate(batches, start=epoch * len(self.loader) + skipped):
+            self._learn_from(batch, number)
+            if not self.accelerator.sync_gradients:
+                continue  # more batches are accumulated before the optimizer's step
+            self.scheduler.step()
+            self.progress["step"] += 1
+            self.bar.update()
+            self._measure_and_keep()
+            if self.progress["step"] == self.max_steps:
+                break
+
+    def _learn_from(self, batch: dict[str, torch.Tensor], number: int) -> None:
+        """Forward, backward, and the optimizer's step where enough batches are accumulated."""
+        self.model.train()
+        with self.accelerator.accumulate(self.model):
+            loss = self.task.loss(self.model, batch, number)
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.losses.append(loss.detach())
+
+    def _measure_and_keep(self) -> None:
+        """Logs, validates, and writes a checkpoint, where it is this step's turn."""
+        step, last = self.progress["step"], self.progress["step"] == self.max_steps
+        validate = last or step % self.args.validation_steps == 0
+        checkpoint = last or step % self.checkpointing_steps == 0
+        if validate or checkpoint or step % LOGGING_STEPS == 0:
+            measured = {
+                "step": step,
+                "train_loss": self._mean_loss(),
+                "learning_rate": self.scheduler.get_last_lr()[0],
+            }
+            if validate:
+                measured |= self._validate(step)
+                self._keep_if_best(measured)
+            self.progress["history"].append(measured)
+            logged = {name: value for name, value in measured.items() if name != "step"}
+            self.accelerator.log(logged, step=step)
+        if checkpoint:
+            save_checkpoint(self.args, self.accelerator, self.progress, len(self.task.train_images))
+
+    def _mean_loss(self) -> float:
+        """The mean loss since the last log, over all processes; FloatingPointError where it is not finite."""
+        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        self.losses.clear()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} before step {self.progress['step']}: lower --learning_rate, or resume from an "
+                "earlier checkpoint; no checkpoint was written since"
+            )
+        self.bar.set_postfix(loss=f"{loss:.4f}")
+        return loss
+
+    def _validate(self, step: int) -> dict[str, float]:
+        self.model.eval()
+        scores = {f"eval_{name}": score for name, score in self.task.evaluate(self.model).items()}
+        logger.info("step %d: %s", step, {name: round(value, 4) for name, value in scores.items()})
+        return scores
+
+    def _keep_if_best(self, measured: dict[str, Any]) -> None:
+        metric, best = f"eval_{self.task.best_metric}", self.progress["best"]
+        if best is None or measured[metric] > best[metric]:
+            self.progress["best"] = measured
+            if self.accelerator.is_main_process:
+                save_best(self.task, self.accelerator.unwrap_model(self.model), self.output_dir, measured)
+
+    def _finish(self) -> dict[str, Any]:
+        """Writes the last model and the results, and uploads the best model where that is wanted."""
+        accelerator, history = self.accelerator, self.progress["history"]
+        accelerator.wait_for_everyone()
+        best = self.progress["best"] or history[-1]
+        results = {**best, "num_processes": accelerator.num_processes, "history": history}
+        if accelerator.is_main_process:
+            last_model = accelerator.unwrap_model(self.model)
+            self.task.save(last_model, self.output_dir / "last", {**history[-1], "chosen": False})
+            (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+            if self.args.push_to_hub:
+                left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*"]
+                name = repository_name(self.args.hub_model_id, self.args.output_dir)
+                push_model(self.output_dir, name, self.args.hub_token, left_out)
+        accelerator.wait_for_everyone()
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        return results

@@ -1,0 +1,49 @@
+"""What a training run learns, in the form that the loop asks for."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.images import ProcessedImages
+
+
+class Task(ABC):
+    """What is trained, on which images, to what end.
+
+    A benchmark of speed times the parts of a step in a subclass that overrides them.
+
+    Attributes:
+        model: what is trained: its parameters that require gradients.
+        train_images: the training images.
+        best_metric: the validation score, higher is better, that selects the best model.
+    """
+
+    model: torch.nn.Module
+    train_images: ProcessedImages
+    best_metric: str
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        """What is minimised, the mean over the images of a batch.
+
+        Args:
+            model: the model as accelerate has prepared it.
+            batch: items of `train_images`, stacked.
+            step: the number of the batch, counted from 0 over the whole run.
+        """
+
+    @abstractmethod
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """Scores on the validation images, the same in all processes."""
+
+    @abstractmethod
+    def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
+        """Writes the model, with all that its users need; called in the main process alone.
+
+        Args:
+            model: the bare model, without what accelerate has put around it.
+            folder: where to.
+            results: what was measured at its step; "chosen" says whether that chose the model.
+        """

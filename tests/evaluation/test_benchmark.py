@@ -1,0 +1,486 @@
+"""The comparison of methods: resumable, independent of batch size, and right."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
+
+from salvage_hf import MaskedClassifier, attribution_methods
+from salvage_hf.data.loading import open_image
+from salvage_hf.evaluation import benchmark, scoring
+from salvage_hf.evaluation.arguments import BenchmarkArguments
+from salvage_hf.evaluation.benchmark import run_benchmark
+from salvage_hf.evaluation.tables import results_table
+from salvage_hf.faithfulness import rank_scores, relative_scores
+from salvage_hf.files import fingerprint
+from salvage_hf.modeling import SalvageModel
+
+
+@pytest.fixture
+def arguments(tiny_classifier, save_processor, tmp_path):
+    classifier = tiny_classifier("dinov2_with_registers")
+    classifier.save_pretrained(tmp_path / "classifier")
+    save_processor(tmp_path / "classifier")
+    torch.manual_seed(0)  # an explainer that gets some images wrong, whatever test ran before
+    explainer = SalvageModel.from_classifier(classifier)
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        folder = tmp_path / "images" / f"LABEL_{label}"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+    def build(**changes):
+        return BenchmarkArguments(
+            **{
+                "model_name_or_path": str(tmp_path / "classifier"),
+                "explainers": [f"salvage={tmp_path / 'explainer'}"],
+                "validation_dir": str(tmp_path / "images"),
+                "max_eval_samples": 7,
+                "n_masks": 2,
+                "output_dir": str(tmp_path / "out"),
+                **changes,
+            }
+        )
+
+    return build
+
+
+def test_scores_are_those_of_single_images(arguments, tmp_path):
+    args = arguments()
+    results = run_benchmark(args)
+    assert len(results["ids"]) == 7
+    v = MaskedClassifier.from_pretrained(args.model_name_or_path)
+    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+    all_names = sorted(str(p.relative_to(tmp_path / "images")) for p in (tmp_path / "images").rglob("*.png"))
+    for name in ("last_attention", "salvage"):
+        options = {"explainer": tmp_path / "explainer"} if name == "salvage" else {}
+        method = attribution_methods.load(name, classifier=v, **options)
+        for position, (image, target) in enumerate(zip(results["ids"], results["targets"], strict=True)):
+            assert f"LABEL_{target}" in image
+            pixels = processor(open_image(tmp_path / "images" / image), return_tensors="pt")["pixel_values"]
+            targets, ids = torch.tensor([target]), torch.tensor([all_names.index(image)])
+            attributions = method(pixels, targets)
+            rank = rank_scores(v, pixels, attributions, targets, args.seed, ids)
+            relative = relative_scores(v, pixels, attributions, targets, 2, args.seed, ids)
+            scores = results["methods"][name]
+            assert scores["srg"][position] == pytest.approx(rank.srg.item(), abs=1e-4)
+            assert scores["r_srg"][position] == pytest.approx(relative.r_srg.item(), abs=1e-4)
+
+
+def test_batch_size_changes_nothing(arguments, tmp_path):
+    runs = [
+        run_benchmark(arguments(per_device_eval_batch_size=size, output_dir=str(tmp_path / f"out{size}")))
+        for size in (2, 32)
+    ]
+    for name, scores in runs[0]["methods"].items():
+        for score in ("srg", "lif", "mif", "r_srg", "r_lif", "r_mif"):
+            assert scores[score] == pytest.approx(runs[1]["methods"][name][score], abs=1e-4)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Counts the batches scored, and stops at the one numbered `scored.stop_at`."""
+
+    class Scored(list):
+        stop_at = None
+
+    calls, score_batch = Scored(), scoring.score_batch
+
+    def counting(v, attributions, batch, *rest):
+        if len(calls) == calls.stop_at:
+            raise KeyboardInterrupt
+        calls.append(len(batch["ids"]))
+        return score_batch(v, attributions, batch, *rest)
+
+    monkeypatch.setattr(scoring, "score_batch", counting)
+    return calls
+
+
+def without_timings(results):
+    methods = {
+        name: {key: value for key, value in entry.items() if key != "seconds"}
+        for name, entry in results["methods"].items()
+    }
+    return {**results, "methods": methods}
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path, stop_at):
+    options = {"methods": ["salvage", "random"], "per_device_eval_batch_size": 3, "max_relative_samples": 4}
+    whole = run_benchmark(arguments(**options, output_dir=str(tmp_path / "whole")))
+    assert scored == [3, 3, 1] * 2
+    scored.clear()
+    scored.stop_at = stop_at
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(arguments(**options))
+    scored.stop_at = None
+    resumed = run_benchmark(arguments(**options))
+    assert scored == [3, 3, 1] * 2  # nothing twice
+    assert without_timings(resumed) == without_timings(whole)
+    maps = [
+        load_file(tmp_path / folder / "maps" / "salvage.safetensors")["attributions"] for folder in ("whole", "out")
+    ]
+    assert torch.equal(*maps)
+
+
+def test_maps_with_nan_are_told_by_method_and_image(arguments, monkeypatch, tmp_path):
+    """What was scored before stays, and the method may be left out."""
+
+    def broken(classifier, seed=0):
+        def attribute(pixel_values, targets):
+            return torch.where(targets[:, None] == 1, torch.nan, torch.ones(len(targets), 16))
+
+        return attribute
+
+    info = attribution_methods.REGISTRY["saliency"]
+    monkeypatch.setitem(attribution_methods.REGISTRY, "saliency", dataclasses.replace(info, build=broken))
+    with pytest.raises(ValueError, match=r"saliency gives NaN or infinite attributions of \['LABEL_1/\d.png', "):
+        run_benchmark(arguments(methods=["random", "saliency", "salvage"]))
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())["methods"]
+    assert list(kept) == ["random"]
+    results = run_benchmark(arguments(methods=["random", "salvage"]))
+    assert list(results["methods"]) == ["random", "salvage"]
+    assert results["methods"]["random"] == kept["random"]  # its seconds too: not scored again
+
+
+@pytest.fixture
+def mask_dir(arguments, tmp_path):
+    """Masks of the upper half of every image; the third image of a class shows no region."""
+    for file in (tmp_path / "images").rglob("*.png"):
+        mask = np.zeros((20, 20), dtype=np.uint8)
+        mask[:10] = 255 * (file.stem != "2")
+        target = tmp_path / "masks" / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(target)
+    return str(tmp_path / "masks")
+
+
+def test_two_processes_give_the_results_of_one(arguments, mask_dir, launch_two, tmp_path):
+    """7 images in batches of 2 and 2 processes: the last batches are filled up, and what fills them is dropped."""
+    methods = ["salvage", "rise", "random"]
+    options = {"methods": methods, "sampling_budget": 20, "per_device_eval_batch_size": 2, "mask_dir": mask_dir}
+    one = run_benchmark(arguments(**options, max_relative_samples=5))
+    args = arguments(**options, max_relative_samples=5, output_dir=str(tmp_path / "two"))
+    words = [
+        word
+        for name, value in vars(args).items()
+        if value is not None
+        for word in (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
+    ]
+    launch_two("benchmark.py", *words)
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    for name, entry in one["methods"].items():
+        for scores in (entry, entry["curves"]):
+            others = two["methods"][name] if scores is entry else two["methods"][name]["curves"]
+            for key in scores.keys() - {"seconds", "curves"}:
+                assert others[key] == pytest.approx(scores[key], abs=1e-5), (name, key)
+    del one["methods"], two["methods"]
+    assert one == two
+
+
+def test_relative_scores_of_the_first_images_only(arguments):
+    results = run_benchmark(arguments(methods=["random"], max_relative_samples=4, per_device_eval_batch_size=3))
+    everything = run_benchmark(arguments(methods=["random"], output_dir=arguments().output_dir + "_all"))
+    few, all_of_them = results["methods"]["random"], everything["methods"]["random"]
+    assert few["srg"] == all_of_them["srg"]
+    assert few["r_srg"] == [*all_of_them["r_srg"][:4], None, None, None]
+    assert results["settings"]["relative"] == {"n_masks": 2, "images": 4}
+
+
+def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, scored, tmp_path):
+    before = run_benchmark(arguments(methods=["salvage", "random"]))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    scored.clear()
+    after = run_benchmark(arguments(methods=["salvage", "random"]))
+    assert scored == [7]
+    assert before["methods"]["salvage"]["srg"] != after["methods"]["salvage"]["srg"]
+    assert before["methods"]["random"] == after["methods"]["random"]
+    weights = [results["classification"]["salvage"]["weights"] for results in (before, after)]
+    assert weights[0] != weights[1]
+
+
+def test_a_stopped_run_leaves_no_scores_of_other_weights(arguments, scored, tmp_path):
+    """Scores of the earlier explainer may not stand beside predictions of the new one."""
+    run_benchmark(arguments(methods=["salvage", "random"]))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    scored.stop_at = len(scored)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(arguments(methods=["salvage", "random"]))
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["methods"]) == ["random"]
+
+
+def test_one_label(arguments, tiny_classifier, tmp_path):
+    """Without and with the label: targets 0 and 1, and a map of 0 is that of 1 with its sign changed."""
+    classifier = tiny_classifier("dinov2_with_registers", num_labels=1)
+    classifier.config.id2label, classifier.config.label2id = {0: "LABEL_1"}, {"LABEL_1": 0}
+    classifier.save_pretrained(tmp_path / "classifier")
+    explainer = SalvageModel.from_classifier(classifier)
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    shutil.rmtree(tmp_path / "images" / "LABEL_2")
+    results = run_benchmark(arguments(methods=["salvage"], max_eval_samples=6))
+    assert results["targets"] == [int("LABEL_1" in name) for name in results["ids"]]
+    assert results["label_names"] == ["LABEL_1"]
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
+    maps = load_file(tmp_path / "out" / "maps" / "salvage.safetensors")["attributions"]
+    wrong, kept = results["misclassified"], load_file(tmp_path / "out" / "misclassified.safetensors")
+    assert wrong["ids"]
+    for names, targets, drawn in (
+        (results["ids"], results["targets"], maps),
+        (wrong["ids"], wrong["predicted"], kept["predicted"]),
+        (wrong["ids"], wrong["true"], kept["true"]),
+    ):
+        for name, target, values in zip(names, targets, drawn, strict=True):
+            pixels = processor(open_image(tmp_path / "images" / name), return_tensors="pt")["pixel_values"]
+            expected = explainer(pixels).attributions[0, :, 0].detach() * (1 if target == 1 else -1)
+            torch.testing.assert_close(values, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_methods_come_one_by_one_into_the_same_results(arguments):
+    together = run_benchmark(arguments(methods=["salvage"], per_device_eval_batch_size=3))
+    together = run_benchmark(arguments(methods=["random"], explainers=[]))
+    assert list(together["methods"]) == ["salvage", "random"]
+    assert len(together["classification"]["salvage"]["predictions"]) == 9
+
+
+@pytest.mark.parametrize("change", ["n_masks", "budget", "images", "classifier", "pixels"])
+def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments, tmp_path, change):
+    results = run_benchmark(arguments(methods=["random"]))
+    before = (tmp_path / "out" / "results.json").read_text()
+    changes, told = {"methods": ["random"]}, "settings"
+    if change == "n_masks":
+        changes["n_masks"] = 3
+    elif change == "budget":
+        changes["budget"] = 20
+    elif change == "images":
+        changes["max_eval_samples"], told = 2, "settings and ids and targets"
+    elif change == "pixels":
+        Image.new("RGB", (20, 20)).save(tmp_path / "images" / results["ids"][0])
+    else:
+        weights = load_file(tmp_path / "classifier" / "model.safetensors")
+        weights["classifier.bias"] += 1
+        save_file(weights, tmp_path / "classifier" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"holds results with other {told}: .* give another output_dir"):
+        run_benchmark(arguments(**changes))
+    assert (tmp_path / "out" / "results.json").read_text() == before
+
+
+def test_other_options_of_a_finished_method_are_refused(arguments, tmp_path):
+    run_benchmark(arguments(methods=["rise"], sampling_budget=20))
+    before = (tmp_path / "out" / "results.json").read_text()
+    with pytest.raises(ValueError, match=r"holds rise with {'budget': 20}, here {'budget': 30}; give another"):
+        run_benchmark(arguments(methods=["random", "rise"], sampling_budget=30))
+    assert (tmp_path / "out" / "results.json").read_text() == before
+
+
+@pytest.mark.parametrize("method", ["salvage", "vit_shapley"])
+def test_an_explainer_of_other_labels_is_refused_before_anything_is_measured(
+    arguments, salvage_model, tmp_path, method
+):
+    explainer = salvage_model(paired_values=method == "salvage", objective=method)
+    explainer.config.id2label = {index: f"LABEL_{(index + 1) % 3}" for index in range(3)}
+    explainer.save_pretrained(tmp_path / "other")
+    explainers = [f"{method}={tmp_path / 'other'}"]
+    with pytest.raises(
+        ValueError, match=r"explainer has the labels \['LABEL_1', 'LABEL_2', 'LABEL_0'\], the classifier"
+    ):
+        run_benchmark(arguments(methods=["random", method], explainers=explainers))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_an_explainer_of_another_objective_is_refused_before_anything_is_measured(arguments, tmp_path):
+    explainers = [f"fastshap={tmp_path / 'explainer'}"]
+    with pytest.raises(
+        ValueError, match="explainer was trained by the objective 'salvage', needed is one by 'fastshap'"
+    ):
+        run_benchmark(arguments(methods=["random", "fastshap"], explainers=explainers))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_predictions_follow_the_images_that_no_score_sees(arguments, monkeypatch, tmp_path):
+    """Table 4 is of all images: where one changes, what was predicted for it is of no use."""
+    asked, predictions = [], benchmark.predictions
+    monkeypatch.setattr(benchmark, "predictions", lambda *args: asked.append(args[-1]) or predictions(*args))
+    before = run_benchmark(arguments(methods=["random"], max_eval_samples=2))
+    unseen = sorted(
+        {f"{path.parent.name}/{path.name}" for path in (tmp_path / "images").glob("*/*")} - {*before["ids"]}
+    )
+    Image.new("RGB", (20, 20)).save(tmp_path / "images" / unseen[0])
+    after = run_benchmark(arguments(methods=["random"], max_eval_samples=2))
+    assert after["methods"] == before["methods"]
+    assert asked == ["classifier", "classifier"]
+    run_benchmark(arguments(methods=["random"], max_eval_samples=2))
+    assert len(asked) == 2
+    fresh = run_benchmark(arguments(methods=["random"], max_eval_samples=2, output_dir=str(tmp_path / "fresh")))
+    assert after["classification"] == fresh["classification"]
+
+
+def test_fingerprint_sees_every_weight(tiny_classifier):
+    model = tiny_classifier()
+    before = fingerprint(model)
+    assert before == fingerprint(tiny_classifier())
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-3
+    assert fingerprint(model) != before
+
+
+def test_predictions_are_of_all_images(arguments, tmp_path):
+    results = run_benchmark(arguments(methods=["salvage"], max_eval_samples=1))
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "classifier"))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    pixels = processor([open_image(file) for file in files], return_tensors="pt")["pixel_values"]
+    classification = results["classification"]
+    assert classification["labels"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert classification["classifier"]["predictions"] == v.classifier(pixels).logits.argmax(-1).tolist()
+    assert classification["salvage"]["predictions"] == explainer(pixels).logits.argmax(-1).tolist()
+
+
+def test_what_is_kept_for_the_report(arguments, tmp_path):
+    """Pictures are what the model sees; what is misclassified has maps of the class predicted and of the true one."""
+    results = run_benchmark(arguments(methods=["salvage"]))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    assert sorted(results["examples"]) == list(range(7))
+    targets = [results["targets"][position] for position in results["examples"]]
+    assert targets[:3] == [0, 1, 2]  # of every class one before the second
+    pictures = load_file(tmp_path / "out" / "examples.safetensors")["pictures"]
+    name = results["ids"][results["examples"][0]]
+    pixels = processor(open_image(tmp_path / "images" / name), return_tensors="pt")["pixel_values"]
+    seen = processor(Image.fromarray(pictures[0].numpy()), return_tensors="pt", do_resize=False)["pixel_values"]
+    assert torch.allclose(seen, pixels, atol=0.02)
+    wrong = results["misclassified"]
+    assert wrong["ids"]
+    assert all(predicted != true for predicted, true in zip(wrong["predicted"], wrong["true"], strict=True))
+    kept = load_file(tmp_path / "out" / "misclassified.safetensors")
+    pixels = processor(open_image(tmp_path / "images" / wrong["ids"][0]), return_tensors="pt")["pixel_values"]
+    attributions = explainer(pixels).attributions[0].detach()
+    for kind in ("predicted", "true"):
+        torch.testing.assert_close(kept[kind][0], attributions[:, wrong[kind][0]])
+
+
+def test_cost_is_counted_in_forwards(arguments, tmp_path):
+    """v(S) of 30 masks of half the patches each, one forward, forward and backward, and nothing at all."""
+    results = run_benchmark(arguments(methods=["rise", "last_attention", "saliency", "random"], sampling_budget=30))
+    forwards = {name: entry["forwards"] for name, entry in results["methods"].items()}
+    assert forwards["random"] == 0
+    assert forwards["last_attention"] == pytest.approx(1)  # eager attention, beside the CPU's own
+    assert forwards["saliency"] == pytest.approx(2, rel=0.2)
+    prefix, patches = 4, 16  # CLS and three registers
+    assert forwards["rise"] == pytest.approx(30 * (prefix + patches / 2) / (prefix + patches), rel=0.2)
+
+
+def test_mixed_precision_is_of_masked_forwards_alone(arguments, monkeypatch, tmp_path):
+    """What a method reads from the classifier stays in float32; v(S), in the scores too, is rounded."""
+    precise = run_benchmark(arguments(methods=["saliency", "rise"], sampling_budget=20))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = run_benchmark(
+        arguments(methods=["saliency", "rise"], sampling_budget=20, output_dir=str(tmp_path / "mixed"))
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert [results["settings"]["precision"] for results in (precise, mixed)] == ["no", "bf16"]
+    maps = {
+        (folder, name): load_file(tmp_path / folder / "maps" / f"{name}.safetensors")["attributions"]
+        for folder in ("out", "mixed")
+        for name in ("saliency", "rise")
+    }
+    assert torch.equal(maps["out", "saliency"], maps["mixed", "saliency"])
+    assert 0 < (maps["out", "rise"] - maps["mixed", "rise"]).abs().max() < 0.02
+    scores = [np.array(results["methods"]["saliency"]["srg"]) for results in (precise, mixed)]
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 0.02
+
+
+def test_regions(arguments, mask_dir, tmp_path):
+    """RRA and RMA through the benchmark: the mask as the model sees the image, the map on its pixels."""
+    results = run_benchmark(arguments(methods=["random"], mask_dir=mask_dir, per_device_eval_batch_size=3))
+    maps = load_file(tmp_path / "out" / "maps" / "random.safetensors")["attributions"]
+    for score in ("rra", "rma"):
+        for name, value, row in zip(results["ids"], results["methods"]["random"][score], maps, strict=True):
+            if name.endswith("2.png"):
+                assert value is None
+                continue
+            pixels = torch.nn.functional.interpolate(row.view(1, 1, 4, 4), size=(16, 16), mode="bilinear")[0, 0]
+            upper = torch.zeros(16, 16, dtype=torch.bool)
+            upper[:8] = True
+            if score == "rma":
+                expected = pixels.clamp_min(0)[upper].sum() / pixels.clamp_min(0).sum()
+            else:
+                expected = upper.flatten()[pixels.flatten().argsort(descending=True)[:128]].float().mean()
+            assert value == pytest.approx(expected.item(), abs=1e-4)
+    one = tmp_path / "masks" / results["ids"][0]
+    Image.fromarray(np.ones((20, 20), dtype=np.uint8)).save(one)
+    with pytest.raises(ValueError, match=r"has values 1\.\.1: a region is white \(above 127\), the rest black"):
+        run_benchmark(arguments(methods=["random"], mask_dir=mask_dir, output_dir=str(tmp_path / "ones")))
+    with pytest.raises(ValueError, match=r"mask_dir=.*none' holds no mask of 9 images"):
+        run_benchmark(
+            arguments(methods=["random"], mask_dir=str(tmp_path / "none"), output_dir=str(tmp_path / "other"))
+        )
+
+
+@pytest.mark.parametrize(("rank", "relative"), [(0, 0), (2, 0), (0, 5), (5, 2)])
+def test_only_what_is_asked_for_is_measured(arguments, mask_dir, tmp_path, rank, relative):
+    """Rank and relative scores of the first images only, whatever the batches; of none, they are left out."""
+    options = {"methods": ["random"], "mask_dir": mask_dir, "per_device_eval_batch_size": 3}
+    whole = run_benchmark(arguments(**options, output_dir=str(tmp_path / "whole")))["methods"]["random"]
+    results = run_benchmark(arguments(**options, max_rank_samples=rank, max_relative_samples=relative))
+    json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+    part = results["methods"]["random"]
+    assert part["rra"] == whole["rra"]
+    assert part["rma"] == whole["rma"]
+    for number, prefix in ((rank, ""), (relative, "r_")):
+        names = [f"{prefix}{score}" for score in ("srg", "lif", "mif")]
+        assert [name in part for name in names] == [number > 0] * 3
+        assert [f"{prefix}{score}" in part["curves"] for score in ("lif", "mif")] == [number > 0] * 2
+        for name in names if number else []:
+            assert part[name][:number] == pytest.approx(whole[name][:number], abs=1e-5)
+            assert part[name][number:] == [None] * (len(whole[name]) - number)
+
+
+def test_messages(arguments):
+    with pytest.raises(ValueError, match="no attribution method 'guesswork'; there are salvage"):
+        arguments(methods=["guesswork"])
+    with pytest.raises(ValueError, match="max_relative_samples must be at least 0, got -1"):
+        arguments(max_relative_samples=-1)
+    with pytest.raises(ValueError, match="budget must be at least 5, got 4"):
+        arguments(budget=4)
+    with pytest.raises(ValueError, match="model_name_or_path is needed: the classifier to explain"):
+        arguments(model_name_or_path="")
+    with pytest.raises(ValueError, match="max_eval_samples must be at least 1, got 0"):
+        arguments(max_eval_samples=0)
+    with pytest.raises(ValueError, match="nothing is scored: max_rank_samples and max_relative_samples are 0"):
+        arguments(max_rank_samples=0, max_relative_samples=0)
+    with pytest.raises(ValueError, match="the method salvage needs an explainer: give explainers salvage=FOLDER"):
+        arguments(explainers=[])
+    with pytest.raises(ValueError, match="explainers: 'outputs' is not OBJECTIVE=FOLDER, for example salvage=outputs"):
+        arguments(explainers=["outputs"])
+    with pytest.raises(ValueError, match="explainers: 'salvage=' is not OBJECTIVE=FOLDER"):
+        arguments(explainers=["salvage="])
+    with pytest.raises(ValueError, match="explainers: no objective 'rise' in 'rise=a'; there are salvage, vit_shapley"):
+        arguments(explainers=["rise=a"])
+    with pytest.raises(ValueError, match="explainers: salvage is given twice, 'a' and 'b'"):
+        arguments(explainers=["salvage=a", "salvage=b"])
+    with pytest.raises(ValueError, match="masking='fog' is not one of drop, mask_token, zero, mean, blur"):
+        arguments(masking="fog")
+
+
+def test_the_file_is_json_and_becomes_a_table(arguments, tmp_path):
+    run_benchmark(arguments(methods=["random"]))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["relative"]["n_masks"] == 2
+    assert results_table(results, ("srg",)).splitlines()[2].startswith("| Random | ")

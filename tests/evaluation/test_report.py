@@ -1,0 +1,319 @@
+"""The report: every table and figure from finished results alone, with the numbers of the results."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.metrics import matthews_corrcoef
+
+from salvage_hf.evaluation import report_figures, report_tables
+from salvage_hf.evaluation.report import ReportArguments, write_report
+from salvage_hf.evaluation.results import ARMS
+from salvage_hf.evaluation.scores import SCORES
+
+METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")
+CURVES = ("lif", "mif", "r_lif", "r_mif")
+
+
+@pytest.fixture
+def make_benchmark(tmp_path):
+    """A factory: the output folder of a benchmark with made-up scores."""
+
+    def make(name="Pets", num_labels=3, regions=True, seed=0):
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / name
+        (folder / "maps").mkdir(parents=True)
+        labels = rng.integers(0, max(num_labels, 2), 40).tolist()
+        columns = [score.name for score in SCORES.values() if regions or score.family != "region"]
+        methods = {}
+        for method in METHODS:
+            scores = {column: rng.random(8).round(3).tolist() for column in columns}
+            if regions:
+                scores["rra"][0] = scores["rma"][0] = scores["rma"][3] = None
+            curves = {curve: rng.random(4).round(3).tolist() for curve in CURVES}
+            methods[method] = {**scores, "curves": curves, "forwards": 1234.5, "seconds": 0.25, "made_with": {}}
+            save_file({"attributions": torch.rand(8, 4)}, folder / "maps" / f"{method}.safetensors")
+        predictions = {
+            model: {"weights": "", "predictions": [x if rng.random() < 0.8 else 0 for x in labels]}
+            for model in ("classifier", "salvage", "vit_shapley")
+        }
+        results = {
+            "settings": {"rank": {"images": 8}, "relative": {"n_masks": 4, "images": 5}},
+            "ids": [f"{i}.png" for i in range(8)],
+            "targets": labels[:8],
+            "examples": [0, 3],
+            "label_names": [f"kind {i}" for i in range(num_labels)],
+            "grid_size": [2, 2],
+            "methods": methods,
+            "classification": {"labels": labels, **predictions},
+            "misclassified": {"ids": ["9.png"], "predicted": [1], "true": [0]},
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+        pictures = torch.randint(0, 255, (2, 8, 8, 3), dtype=torch.uint8)
+        save_file({"pictures": pictures}, folder / "examples.safetensors")
+        wrong = {"pictures": pictures[:1].contiguous(), "predicted": torch.rand(1, 4), "true": torch.rand(1, 4)}
+        save_file(wrong, folder / "misclassified.safetensors")
+        return str(folder), results
+
+    return make
+
+
+@pytest.fixture
+def ablation(tmp_path):
+    folder = tmp_path / "ablation"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    arms = {
+        name: {
+            str(seed): {
+                "history": [{"step": 10}, *({"step": step, "eval_srg": rng.random()} for step in (25, 50, 75, 100))],
+                "r_srg": rng.random(6).tolist(),
+                "srg": rng.random(6).tolist(),
+            }
+            for seed in range(3)
+        }
+        for name in ARMS
+    }
+    content = {"settings": {"max_train_steps": 100}, "arms": arms}
+    (folder / "ablation.json").write_text(json.dumps(content))
+    return str(folder), content
+
+
+def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchmark, ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)
+    folder, _ = make_benchmark()
+    page = write_report(ReportArguments([folder], [f"Pets={ablation[0]}"], str(tmp_path / "report")))
+    assert {path.stem for path in (tmp_path / "report" / "figures").glob("*.png")} == {
+        f"figure{number}" for number in range(1, 8)
+    }
+    tables = {path.name for path in (tmp_path / "report" / "tables").iterdir()}
+    assert tables == {
+        f"{name}.{kind}" for name in ("table1", "table2", "table3", "table4", "cost") for kind in ("md", "tex")
+    }
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 7
+    assert "://" not in text  # it needs no other file
+    for number in range(1, 8):
+        assert f"Figure {number}: " in text
+
+
+def test_the_report_loads_no_training_and_no_benchmark():
+    """`import salvage_hf` loads transformers, and it accelerate; nothing of them may be started."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, salvage_hf.evaluation.report; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "salvage_hf.evaluation.report_figures" in found
+    heavy = {"salvage_hf.training", "datasets", "evaluate"}
+    heavy |= {f"salvage_hf.evaluation.{name}" for name in ("benchmark", "scoring", "cost", "ablation", "arguments")}
+    assert heavy.isdisjoint(found)
+
+
+def test_the_page_says_what_the_tables_mark_and_escapes_titles(make_benchmark, tmp_path):
+    folder, results = make_benchmark()
+    for place, name in enumerate(METHODS):
+        results["methods"][name]["srg"] = [0.9 - 0.2 * place + 0.001 * (number % 3) for number in range(12)]
+    Path(folder, "results.json").write_text(json.dumps(results))
+    other, _ = make_benchmark("other")
+    page = write_report(ReportArguments([f"<Pets & more>={folder}", other], [], str(tmp_path / "report"))).read_text()
+    assert "<td>Salvage</td><td><b>90.1 ± 0.0</b></td>" in page
+    assert "<td>ViT-Shapley</td><td><u>70.1 ± 0.0</u></td>" in page
+    assert "<td>RISE</td><td>50.1 ± 0.0</td>" in page
+    assert "<th>&lt;Pets &amp; more&gt; SRG ↑</th>" in page
+    assert "Pets & more" not in page
+
+
+def test_scores_that_were_not_asked_for_are_left_out(make_benchmark, tmp_path):
+    """Regions alone leave no table or figure of faithfulness; rank scores of some images count those."""
+    folder, results = make_benchmark()
+    partly, _ = make_benchmark("Partly")
+    for scores in results["methods"].values():
+        for name in ("srg", "lif", "mif", "r_srg", "r_lif", "r_mif"):
+            del scores[name]
+        scores["curves"] = {}
+    results["settings"] = {"rank": {"images": 0}, "relative": {"n_masks": 4, "images": 0}}
+    Path(folder, "results.json").write_text(json.dumps(results))
+    page = write_report(ReportArguments([folder], [], str(tmp_path / "report")))
+    assert {path.stem for path in (tmp_path / "report" / "figures").iterdir()} == {"figure1", "figure4", "figure5"}
+    assert {path.stem for path in (tmp_path / "report" / "tables").iterdir()} == {"table1", "table4", "cost"}
+    assert _table(tmp_path / "report" / "tables" / "table1.md")[0] == ["method", "RMA ↑", "RRA ↑"]
+    assert "Pets: 8 images. " in page.read_text()
+
+    results = json.loads(Path(partly, "results.json").read_text())
+    for scores in results["methods"].values():
+        scores["srg"] = [0.5, 0.7, *[None] * 6]
+        for name in ("r_srg", "r_lif", "r_mif"):
+            del scores[name]
+        scores["curves"] = {name: scores["curves"][name] for name in ("lif", "mif")}
+    results["settings"] = {"rank": {"images": 2}, "relative": {"n_masks": 4, "images": 0}}
+    Path(partly, "results.json").write_text(json.dumps(results))
+    page = write_report(ReportArguments([partly], [], str(tmp_path / "partly")))
+    assert _table(tmp_path / "partly" / "tables" / "table1.md")[2][1] == "60.0 ± 10.0"
+    assert {path.stem for path in (tmp_path / "partly" / "figures").iterdir()} == {
+        f"figure{number}" for number in (1, 2, 4, 5)
+    }
+    assert "8 images, rank scores on 2 of them. " in page.read_text()
+    both = ReportArguments([folder, partly], [], str(tmp_path / "both"))
+    write_report(both)
+    assert _table(tmp_path / "both" / "tables" / "table1.md")[0][1:3] == ["Pets RMA ↑", "Pets RRA ↑"]
+
+
+def test_tables_hold_the_results(make_benchmark, tmp_path):
+    folder, results = make_benchmark()
+    write_report(ReportArguments([folder], [], str(tmp_path / "report")))
+    rows = _table(tmp_path / "report" / "tables" / "table1.md")
+    assert rows[0] == ["method", "SRG ↑", "R-SRG ↑", "RMA ↑", "RRA ↑"]
+    by_name = {row[0]: row[1:] for row in rows[2:]}
+    assert list(by_name) == ["Salvage", "ViT-Shapley", "RISE", "Attn. last", "Random"]  # the registry's order
+    for title, method in (("Salvage", "salvage"), ("Attn. last", "last_attention")):
+        for cell, score in zip(by_name[title], ("srg", "r_srg", "rma", "rra"), strict=True):
+            values = [value for value in results["methods"][method][score] if value is not None]
+            expected = f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1) / len(values) ** 0.5:.1f}"
+            assert re.sub("[*<>u/]", "", cell) == expected
+    cost = _table(tmp_path / "report" / "tables" / "cost.md")
+    assert cost[2] == ["Salvage", "1,234.5", "0.25"]
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "8 images, relative scores on 5 of them with 4 draws a size" in text
+    assert "Salvage RMA 2 on Pets" in text
+    assert "Salvage RRA 1 on Pets" in text
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_classification_is_that_of_the_confusion_matrix(make_benchmark, tmp_path, num_labels):
+    folder, results = make_benchmark(num_labels=num_labels)
+    write_report(ReportArguments([folder], [], str(tmp_path / "report")))
+    rows = {row[0]: row[1:] for row in _table(tmp_path / "report" / "tables" / "table4.md")[2:]}
+    assert list(rows) == ["Classifier", "ViT-Shapley", "Salvage"]
+    labels, predicted = results["classification"]["labels"], results["classification"]["salvage"]["predictions"]
+    shares = []
+    for kind in [1] if num_labels == 1 else range(3):
+        hits = sum(a == b == kind for a, b in zip(labels, predicted, strict=True))
+        precision, recall = hits / max(1, predicted.count(kind)), hits / labels.count(kind)
+        shares.append((precision, recall, 2 * precision * recall / (precision + recall)))
+    accuracy = np.mean(np.array(labels) == predicted)
+    expected = [f"{100 * share:.1f}%" for share in (accuracy, *np.mean(shares, axis=0))]
+    same = np.mean(np.array(predicted) == results["classification"]["classifier"]["predictions"])
+    assert rows["Salvage"] == [*expected, f"{matthews_corrcoef(labels, predicted):.3f}", f"{100 * same:.1f}%"]
+
+
+def test_a_wrong_answer_of_a_class_without_images_is_none_of_the_classes(make_benchmark):
+    _, results = make_benchmark()
+    labels = [1] * 10
+    predictions = {name: {"predictions": [1] * 9 + [2]} for name in ("classifier", "salvage")}
+    table = report_tables.classification_table({"": {**results, "classification": {"labels": labels, **predictions}}})
+    for row in table.rows:
+        assert [cell.text for cell in row[1:6]] == ["90.0%", "100.0%", "90.0%", "94.7%", "-"]
+
+
+def test_explainers_of_every_objective_are_classified(make_benchmark):
+    _, results = make_benchmark()
+    results["classification"]["fastshap"] = results["classification"]["salvage"]
+    rows = report_tables.classification_table({"": results}).rows
+    assert [row[0].text for row in rows] == ["Classifier", "FastSHAP", "ViT-Shapley", "Salvage"]
+    titles = [axis.get_title() for axis in report_figures.correctness_matrices({"Pets": results}).axes]
+    assert titles == ["Pets: Salvage", "Pets: ViT-Shapley", "Pets: FastSHAP"]
+
+
+def test_correctness_matrix(make_benchmark):
+    _, results = make_benchmark()
+    figure = report_figures.correctness_matrices({"Pets": results})
+    assert [axis.get_title() for axis in figure.axes] == ["Pets: Salvage", "Pets: ViT-Shapley"]
+    drawn = [float(text.get_text()) for text in figure.axes[0].texts]
+    labels = results["classification"]["labels"]
+    right = {
+        name: [a == b for a, b in zip(labels, results["classification"][name]["predictions"], strict=True)]
+        for name in ("salvage", "classifier")
+    }
+    pairs = list(zip(right["salvage"], right["classifier"], strict=True))
+    expected = [100 * pairs.count(pair) / 40 for pair in ((True, True), (True, False), (False, True), (False, False))]
+    assert drawn == pytest.approx(expected, abs=0.05)
+
+
+def test_figure_2_shows_the_three_best_and_random(make_benchmark):
+    _, results = make_benchmark()
+    methods = results["methods"]
+    for place, name in enumerate(("rise", "salvage", "random", "vit_shapley", "last_attention")):
+        methods[name]["srg"] = [1.0 - 0.1 * place] * 8
+    figure = report_figures.cardinality_curves({"Pets": results["methods"]})
+    assert [axis.get_title() for axis in figure.axes] == ["LIF ↑", "MIF ↓", "SRG ↑", "R-LIF ↑", "R-MIF ↓", "R-SRG ↑"]
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[5].get_lines()}
+    assert list(lines) == ["RISE", "Salvage", "Random"]
+    curves = methods["rise"]["curves"]
+    np.testing.assert_allclose(lines["RISE"], np.array(curves["r_lif"]) - curves["r_mif"])
+    for place, name in enumerate(("last_attention", "vit_shapley", "random", "salvage", "rise")):
+        del methods[name]["srg"]
+        methods[name]["r_srg"] = [1.0 - 0.1 * place] * 8
+    figure = report_figures.cardinality_curves({"Pets": results["methods"]})
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["Attn. last", "ViT-Shapley", "Random"]
+
+
+def test_a_method_has_one_colour_in_all_panels(make_benchmark):
+    _, pets = make_benchmark()
+    _, cells = make_benchmark("cells", seed=1)
+    for results, order in ((pets, ("salvage", "rise", "vit_shapley")), (cells, ("vit_shapley", "salvage", "rise"))):
+        for name in METHODS:
+            results["methods"][name]["srg"] = [0.9 - 0.1 * order.index(name) if name in order else 0.1] * 8
+    figure = report_figures.cardinality_curves({"Pets": pets["methods"], "Cells": cells["methods"]})
+    (legend,) = figure.legends
+    lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    shown = {text.get_text(): line.get_color() for text, line in lines}
+    assert set(shown) == {"Salvage", "RISE", "ViT-Shapley", "Random"}
+    for axis in figure.axes:
+        assert {line.get_label(): line.get_color() for line in axis.get_lines()} == shown
+
+
+def test_figure_6_is_the_mean_of_both_directions(make_benchmark):
+    _, results = make_benchmark()
+    figure = report_figures.sampling_likelihood({"Pets": results["methods"]})
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    for label, method in (("guided", "salvage"), ("random", "random")):
+        curves = results["methods"][method]["curves"]
+        np.testing.assert_allclose(lines[label], (np.array(curves["r_lif"]) + curves["r_mif"]) / 2)
+
+
+def test_figures_of_the_ablation(ablation):
+    _, content = ablation
+    figure3 = report_figures.ablation_bars({"Pets": content})
+    figure7 = report_figures.ablation_course({"Pets": content})
+    heights = [bar.get_height() for bar in figure3.axes[0].patches]
+    expected = [100 * np.mean([np.mean(run["r_srg"]) for run in content["arms"][name].values()]) for name in ARMS]
+    np.testing.assert_allclose(heights, expected)
+    assert len({axis.get_ylim() for axis in figure7.axes}) == 1
+    assert [axis.get_title() for axis in figure7.axes] == [f"Pets: {share}% of training" for share in (25, 50, 100)]
+    for axis, step in zip(figure7.axes, (25, 50, 100), strict=True):
+        expected = []
+        for name in ("salvage-uniform", "salvage-guided"):
+            rows = [row for run in content["arms"][name].values() for row in run["history"] if row["step"] == step]
+            expected.append(100 * np.mean([row["eval_srg"] for row in rows]))
+        np.testing.assert_allclose([bar.get_height() for bar in axis.patches], expected)
+
+
+def test_several_data_sets_side_by_side(make_benchmark, tmp_path):
+    folders = [make_benchmark("Pets")[0], f"Blood/Cells={make_benchmark('cells', 1, regions=False, seed=1)[0]}"]
+    write_report(ReportArguments(folders, [], str(tmp_path / "report")))
+    rows = _table(tmp_path / "report" / "tables" / "table1.md")
+    scores = ["Pets SRG ↑", "Pets R-SRG ↑", "Pets RMA ↑", "Pets RRA ↑", "Blood/Cells SRG ↑", "Blood/Cells R-SRG ↑"]
+    assert rows[0][1:] == scores
+    assert (tmp_path / "report" / "figures" / "figure1_Blood_Cells.png").is_file()
+
+
+def test_messages(make_benchmark, tmp_path):
+    with pytest.raises(ValueError, match="benchmarks or ablations are needed"):
+        write_report(ReportArguments())
+    with pytest.raises(ValueError, match=r"no results.json in .*nowhere': it is written by scripts/benchmark.py"):
+        write_report(ReportArguments([str(tmp_path / "nowhere")]))
+    folder, _ = make_benchmark()
+    with pytest.raises(ValueError, match="two results have the same title"):
+        write_report(ReportArguments([folder, folder]))
+
+
+def _table(path: Path) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text().splitlines()]

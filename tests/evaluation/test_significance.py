@@ -1,0 +1,76 @@
+"""The test that marks the best methods of a score."""
+
+import itertools
+
+import pytest
+import torch
+
+from salvage_hf.evaluation.significance import mark, not_worse
+
+
+def literal_share_of_resamples(differences):
+    """The bootstrap in full: over all samples with replacement, how often the mean difference is at most 0."""
+    samples = list(itertools.product(differences, repeat=len(differences)))
+    return sum(sum(sample) <= 0 for sample in samples) / len(samples)
+
+
+@pytest.mark.parametrize("differences", [[1, 2, 3, 1], [5, -4, 3, 2], [1, -1, 0, 0], [-2, -1, 3, 4, 2]])
+@pytest.mark.parametrize("level", [0.05, 0.2, 0.5])
+def test_not_worse_is_the_bootstrap_over_all_resamples(differences, level):
+    share = literal_share_of_resamples(differences)
+    values = torch.randint(9, (len(differences),), generator=torch.Generator().manual_seed(0)).double()
+    leader = values + torch.tensor(differences)  # whole numbers: ties are exact
+    if abs(share - level) > 0.02:  # 10,000 resamples know the share to about 0.005
+        assert not_worse(values, leader, level=level) == (share >= level)
+
+
+def test_marks_follow_the_pairs_and_not_the_spread():
+    """A small difference that every image shows is told; one as small that images share by chance is not."""
+    generator = torch.Generator().manual_seed(1)
+    leader = torch.rand(100, generator=generator, dtype=torch.float64)
+    scores = {
+        "leader": leader,
+        "like it": leader + 0.1 * torch.randn(100, generator=generator, dtype=torch.float64) - 0.003,
+        "always below": leader - 0.02,
+        "far below": leader - 0.5,
+    }
+    assert mark(scores, True) == {"leader": "best", "like it": "best", "always below": "second"}
+    downwards = {name: -values for name, values in scores.items()}
+    assert mark(downwards, False) == mark(scores, True)
+
+
+def test_images_without_a_value_are_left_out_of_the_pairs():
+    nan = float("nan")
+    leader = torch.tensor([0.9, 0.9, 0.9, nan, 0.9], dtype=torch.float64)
+    other = torch.tensor([0.1, 0.2, nan, 0.9, nan], dtype=torch.float64)
+    assert not not_worse(other, leader)
+    undefined = torch.full((20,), nan)
+    assert mark({"a": leader.repeat(4), "b": undefined}, True) == {"a": "best"}
+
+
+def test_a_method_that_is_defined_on_few_images_wins_no_column():
+    nan = float("nan")
+    rarely = torch.tensor([1.0, *[nan] * 9], dtype=torch.float64)
+    assert mark({"always": torch.full((10,), 0.5).double(), "rarely": rarely}, True) == {"always": "best"}
+
+
+def test_means_are_compared_on_the_images_that_all_have():
+    """A score that is undefined where images are hard is no better for it."""
+    nan = float("nan")
+    easy_only = torch.tensor([*[0.9] * 10, *[nan] * 10], dtype=torch.float64)
+    better = torch.tensor([*[0.95] * 10, *[0.5] * 10], dtype=torch.float64)
+    assert mark({"easy only": easy_only, "better": better}, True) == {"better": "best", "easy only": "second"}
+
+
+def test_most_is_counted_among_images_where_any_method_is_defined():
+    """Regions that most images lack, or scores asked for on the first images only, are no fault of a method."""
+    nan = float("nan")
+    first = torch.tensor([*[0.5] * 10, *[nan] * 20], dtype=torch.float64)
+    assert mark({"good": first, "bad": first - 0.1}, True) == {"good": "best", "bad": "second"}
+
+
+def test_nothing_is_marked_on_few_images_or_without_another_method():
+    good = torch.full((9,), 0.9, dtype=torch.float64)
+    assert mark({"good": good, "bad": good - 0.1}, True) == {}
+    assert mark({"good": good.repeat(2)}, True) == {}
+    assert mark({"good": good.repeat(2), "bad": good.repeat(2) - 0.1}, True) == {"good": "best", "bad": "second"}

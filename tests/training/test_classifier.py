@@ -1,0 +1,119 @@
+"""scripts/train_classifier.py: fine-tuning, with and without hidden patches."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from salvage_hf import MaskedClassifier
+from salvage_hf.training.classifier import ClassifierArguments, classification_loss, train_classifier
+
+
+@pytest.fixture
+def arguments(tiny_classifier, save_processor, tmp_path):
+    tiny_classifier("dinov2_with_registers", num_labels=2).save_pretrained(tmp_path / "start")
+    save_processor(tmp_path / "start")
+    rng = np.random.default_rng(0)
+    for label, level in (("bright", 200), ("dark", 60)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(16):
+            pixels = (level + rng.normal(0, 20, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{number}.png")
+
+    def build(**changes):
+        return ClassifierArguments(
+            **{
+                "model_name_or_path": str(tmp_path / "start"),
+                "train_dir": str(tmp_path / "images"),
+                "train_val_split": 0.25,
+                "per_device_train_batch_size": 8,
+                "learning_rate": 3e-3,
+                "max_train_steps": 30,
+                "validation_steps": 15,
+                "output_dir": str(tmp_path / "out"),
+                **changes,
+            }
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("one_label", [False, True])
+def test_it_learns_and_loads(arguments, tmp_path, one_label):
+    results = train_classifier(arguments(mask_patches=True, one_label=one_label))
+    assert results["eval_accuracy"] > 0.9
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "out"))
+    assert v.num_labels == (1 if one_label else 2)
+    assert list(v.config.id2label.values()) == (["dark"] if one_label else ["bright", "dark"])
+    assert v.grid_size == (4, 4)
+
+
+def test_another_image_size(arguments, tmp_path):
+    """The processor keeps the size, and shows the whole picture: no crop at the old size remains."""
+    train_classifier(arguments(max_train_steps=1, image_size=24))
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "out"))
+    assert v.grid_size == (6, 6)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    picture = Image.fromarray(np.tile(np.linspace(0, 255, 40, dtype=np.uint8)[None, :, None], (20, 1, 3)))
+    seen = processor(picture, return_tensors="pt")["pixel_values"][0, 0]
+    assert seen.shape == (24, 24)
+    darkest, brightest = (255 * (seen[:, column] * 0.25 + 0.5).mean() for column in (0, -1))
+    assert darkest < 15
+    assert brightest > 240
+
+
+def test_hidden_patches_are_hidden_in_training(arguments, monkeypatch):
+    seen = []
+    forward = MaskedClassifier.forward
+    monkeypatch.setattr(
+        MaskedClassifier,
+        "forward",
+        lambda self, pixels, subsets: seen.append(subsets) or forward(self, pixels, subsets),
+    )
+    train_classifier(arguments(mask_patches=True, max_train_steps=40, validation_steps=40))
+    drawn = [s for s in seen if s.shape[1] == 1]
+    sizes = torch.tensor([s.sum(-1).unique().item() for s in drawn])  # one size a step
+    assert len(drawn) == 40
+    assert sizes.min() < 4
+    assert sizes.max() > 12
+    assert (sizes.float().mean() - 8).abs() < 4 * (17**2 / 12 / 40) ** 0.5
+
+
+def test_without_masking_everything_is_visible(arguments, monkeypatch):
+    seen = []
+    forward = MaskedClassifier.forward
+    monkeypatch.setattr(
+        MaskedClassifier,
+        "forward",
+        lambda self, pixels, subsets: seen.append(subsets) or forward(self, pixels, subsets),
+    )
+    train_classifier(arguments(max_train_steps=2, validation_steps=2))
+    assert all(s.all() for s in seen[:2])
+
+
+def test_losses_are_the_literal_ones():
+    logits, labels = torch.tensor([[0.3, -1.0], [2.0, 0.1]]), torch.tensor([0, 1])
+    probabilities = logits.softmax(-1)
+    literal = -(probabilities[0, 0].log() + probabilities[1, 1].log()) / 2
+    torch.testing.assert_close(classification_loss(logits, labels), literal)
+    one = logits[:, :1]
+    literal = -((1 - one[0, 0].sigmoid()).log() + one[1, 0].sigmoid().log()) / 2
+    torch.testing.assert_close(classification_loss(one, labels), literal)
+
+
+def test_one_class_is_no_classifier(arguments, tmp_path):
+    shutil.rmtree(tmp_path / "images" / "bright")
+    with pytest.raises(ValueError, match=r"a classifier needs at least two classes, the data set has 1: \['dark'\]"):
+        train_classifier(arguments())
+
+
+def test_messages(arguments, tmp_path):
+    with pytest.raises(ValueError, match="model_name_or_path is needed"):
+        ClassifierArguments()
+    (tmp_path / "images" / "third").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "images" / "third" / "0.png")
+    with pytest.raises(ValueError, match="one_label needs two classes, the data set has 3"):
+        train_classifier(arguments(one_label=True))
