@@ -6,7 +6,7 @@ to know about an objective from its entry. The name is stored in the explainer's
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -111,7 +111,19 @@ class Objective:
     normalised: bool = False
 
 
-_SQUARED_ERROR = "the number of patches times the mean squared error of the sum of values, in squared probability"
+_VIT_SHAPLEY = Objective(
+    title="ViT-Shapley",
+    source="Covert et al., 2023",
+    loss=partial(_shapley_loss, normalised=True),
+    measure="mse",
+    measure_description="the squared error of the summed values in probability, its mean times the number of patches",
+    sampling="shapley_kernel",
+    validation_law="shapley_kernel",
+    learning_rate=1e-4,
+    paired_values=False,
+    asks_ends=True,
+    normalised=True,
+)
 
 #: The name that an explainer's config stores -> objective.
 OBJECTIVES = {
@@ -125,29 +137,12 @@ OBJECTIVES = {
         validation_law="uniform",
         learning_rate=1e-5,
     ),
-    "vit_shapley": Objective(
-        title="ViT-Shapley",
-        source="Covert et al., 2023",
-        loss=partial(_shapley_loss, normalised=True),
-        measure="mse",
-        measure_description=_SQUARED_ERROR,
-        sampling="shapley_kernel",
-        validation_law="shapley_kernel",
-        learning_rate=1e-4,
-        paired_values=False,
-        asks_ends=True,
-        normalised=True,
-    ),
-    "fastshap": Objective(
+    "vit_shapley": _VIT_SHAPLEY,
+    "fastshap": replace(
+        _VIT_SHAPLEY,
         title="FastSHAP",
         source="Jethani et al., 2022",
         loss=partial(_shapley_loss, normalised=False),
-        measure="mse",
-        measure_description=_SQUARED_ERROR,
-        sampling="shapley_kernel",
-        validation_law="shapley_kernel",
-        learning_rate=1e-4,
-        paired_values=False,
-        asks_ends=True,
+        normalised=False,
     ),
 }

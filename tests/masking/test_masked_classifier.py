@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from partial_images import N, TokenCounter, masked, random_subsets
 from torch import nn
 from transformers import AttentionInterface, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
@@ -21,33 +22,10 @@ FAMILY_AND_MASKING = [
     *[(family, "mask_token") for family in MASK_TOKEN],
     *[(family, masking) for family in PIXELS for masking in ("zero", "mean")],
 ]
-N = 16  # patches of 4 x 4 pixels in the tiny images
-
-
-def masked(classifier, masking=None, **kwargs):
-    return MaskedClassifier(classifier, masking=masking, patch_size=4, image_size=(16, 16), **kwargs)
-
-
-def random_subsets(batch_size, num_subsets, num_patches=N, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    density = torch.rand(batch_size, num_subsets, 1, generator=generator)
-    return torch.rand(batch_size, num_subsets, num_patches, generator=generator) < density
 
 
 def first_layer(classifier):
     return FAMILIES[classifier.config.model_type].block_list(classifier)[0]
-
-
-class TokenCounter:
-    """Counts what reaches a module: rows * tokens of every call."""
-
-    def __init__(self, module):
-        self.calls = []
-        module.register_forward_pre_hook(lambda _, args: self.calls.append(args[0].shape[:2]))
-
-    @property
-    def tokens(self):
-        return sum(rows * length for rows, length in self.calls)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
