@@ -18,9 +18,9 @@ class SalvageConfig(PretrainedConfig):
         head_num_layers: layers of the mask transformer (Segmenter uses 2).
         head_num_attention_heads: attention heads of a layer; the backbone's number when None.
         head_mlp_ratio: width of a layer's feed-forward part, as a multiple of `head_hidden_size`.
-        objective: what the explainer was trained to minimise: "salvage", "vit_shapley" or "fastshap".
-        paired_values: whether every patch and class has a positive and a negative value. Explainers of Shapley's own
-            objective (ViT-Shapley, FastSHAP) have one, given as the positive one, not centred over classes.
+        objective: name of what the explainer was trained to minimise: "salvage", "vit_shapley" or "fastshap".
+        paired_values: whether each patch has two values per class, phi+ and phi- (eq. 3). Explainers trained for
+            Shapley values themselves (ViT-Shapley, FastSHAP) have one, stored as the positive value and not centred.
         logit_temperature: divides the summed values before softmax or sigmoid (eq. 4; the paper uses 1).
         initializer_range: standard deviation of the head's initial weights; the backbone's when None.
     """
@@ -47,7 +47,7 @@ class SalvageConfig(PretrainedConfig):
             backbone_config = AutoConfig.for_model(**backbone_config)
         else:
             backbone_config = copy.deepcopy(backbone_config)
-        backbone_config.name_or_path = ""  # a path of this machine must not reach the Hub
+        backbone_config.name_or_path = ""  # a local path must not reach the Hub
         self.backbone_config = backbone_config
         self.head_hidden_size = head_hidden_size or backbone_config.hidden_size
         self.head_num_layers = head_num_layers
@@ -64,7 +64,7 @@ class SalvageConfig(PretrainedConfig):
             )
         if not logit_temperature > 0:
             raise ValueError(f"logit_temperature must be positive, got {logit_temperature}")
-        # Both model classes live in the one file that travels with the weights; saving either must offer both.
+        # Both model classes are in the file saved with the weights, so a saved model of either must name both.
         kwargs.setdefault(
             "auto_map",
             {

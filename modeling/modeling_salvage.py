@@ -1,6 +1,7 @@
 """Salvage: an explainer that gives every patch a positive and a negative Shapley value for every class.
 
-The letters of the shape comments: B images, M subsets per image, N patches, K classes, D hidden size of the head.
+The letters of the shape comments: B images, M subsets per image, N patches, K classes, L tokens (patches and class
+tokens), D hidden size of the head.
 """
 
 import copy
@@ -36,7 +37,11 @@ class SalvageOutput(ModelOutput):
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention in plain operations: [B, heads, L, D / heads] each -> [B, L, heads, D / heads], and its weights."""
+    """Attention in plain torch, for query, key and value [B, heads, L, D / heads].
+
+    Returns:
+        The attended values [B, L, heads, D / heads], and the attention weights [B, heads, L, L].
+    """
     weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1)  # [B, heads, L, L]
     return (weights @ value).transpose(1, 2), weights
 
@@ -50,7 +55,7 @@ class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
         self.config = config
         self.num_attention_heads = config.head_num_attention_heads
         self.scaling = (hidden_size // config.head_num_attention_heads) ** -0.5
-        self.is_causal = False  # asked for by transformers' attention functions
+        self.is_causal = False  # read by transformers' attention functions
         self.layernorm_before = nn.LayerNorm(hidden_size)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
@@ -74,10 +79,10 @@ class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
 
 
 class SalvageMaskTransformer(nn.Module):
-    """Segmenter's mask transformer (Strudel et al., 2021) with two class tokens per class, for phi+ and phi-, or one.
+    """Segmenter's mask transformer (Strudel et al., 2021) with two tokens per class, for phi+ and phi- (eq. 3).
 
-    Unlike Segmenter there is no normalisation over the classes at the end: it would force unit variance on every
-    patch, background included.
+    Without `paired_values` there is one token per class. Unlike Segmenter, the output is not normalised over classes:
+    this would force unit variance on every patch, background included.
     """
 
     def __init__(self, config):
@@ -93,6 +98,7 @@ class SalvageMaskTransformer(nn.Module):
         self.class_projection = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, patch_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch features [B, N, hidden size of the backbone] -> phi+ and phi-, float32 [B, N, K] each."""
         batch_size, num_patches, _ = patch_features.shape
         class_tokens = self.class_embeddings.expand(batch_size, -1, -1)
         # [B, N + 2K, D], or [B, N + K, D]
@@ -105,10 +111,10 @@ class SalvageMaskTransformer(nn.Module):
         values = patches @ classes.transpose(1, 2) * classes.shape[-1] ** -0.5  # [B, N, 2K], or [B, N, K]
         if not self.paired_values:
             return values.float(), torch.zeros_like(values, dtype=torch.float32)
-        # Values are summed over all patches: in half precision the sum of some hundreds would lose the differences.
+        # In float32, because values are summed over all patches: half precision would lose their differences.
         positive, negative = values.float().split(self.num_labels, dim=-1)
         if self.num_labels > 1:
-            # Softmax ignores what is added to all classes alike, so only the centred values are identified.
+            # Softmax ignores an amount added to all classes, so training determines only the centred values.
             positive = positive - positive.mean(dim=-1, keepdim=True)
             negative = negative - negative.mean(dim=-1, keepdim=True)
         return positive, negative
@@ -152,11 +158,14 @@ class SalvageModel(SalvagePreTrainedModel):
 
     @classmethod
     def from_classifier(cls, classifier: PreTrainedModel, **config_overrides) -> "SalvageModel":
-        """A fresh explainer in float32 for a DINOv2 image classifier, its backbone a copy of the classifier's.
+        """A new explainer in float32 for a DINOv2 image classifier, with a copy of the classifier's backbone.
 
         Args:
             classifier: a `Dinov2ForImageClassification` or `Dinov2WithRegistersForImageClassification`.
             config_overrides: passed on to `SalvageConfig`.
+
+        Raises:
+            ValueError: where `classifier` is another model, or has no classification head.
         """
         config = classifier.config
         if not config.model_type.startswith("dinov2"):
@@ -170,7 +179,7 @@ class SalvageModel(SalvagePreTrainedModel):
                 "load it with AutoModelForImageClassification"
             )
         backbone_config = copy.deepcopy(config)
-        backbone_config.num_labels = 2  # the labels belong to the explainer's own config
+        backbone_config.num_labels = 2  # the default: the explainer's own config has the labels
         backbone_config.architectures = None
         backbone_config.dtype = None
         labels = {"id2label": dict(config.id2label), "label2id": dict(config.label2id)}
@@ -182,7 +191,7 @@ class SalvageModel(SalvagePreTrainedModel):
         return self.backbone.get_input_embeddings()
 
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The backbone's patch tokens, CLS and registers left out: [B, C, H, W] -> [B, N, hidden size]."""
+        """The backbone's patch tokens, without CLS and registers: [B, C, H, W] -> [B, N, its hidden size]."""
         patch_size = self.config.backbone_config.patch_size
         if pixel_values.shape[-2] % patch_size or pixel_values.shape[-1] % patch_size:
             raise ValueError(
@@ -202,7 +211,10 @@ class SalvageModel(SalvagePreTrainedModel):
 
         Args:
             pixel_values: [B, C, H, W], processed images.
-            patch_features: [B, N, hidden size], in place of `pixel_values`: what `patch_features` gave for them.
+            patch_features: in place of `pixel_values`, what the method `patch_features` returned for them.
+
+        Raises:
+            ValueError: unless exactly one of both is given, or where patches do not divide the images.
         """
         if (pixel_values is None) == (patch_features is None):
             raise ValueError("give exactly one of pixel_values and patch_features")

@@ -11,20 +11,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The rule that an argument, where it is a number, is not smaller than this."""
+    """The rule that an argument, if it is a number, is at least `least`."""
 
     least: int
 
 
 class Rule:
-    """A rule that is a name: `MAY_CHANGE` or `PRIVATE`."""
+    """A rule without a value: `MAY_CHANGE` or `PRIVATE`."""
 
 
-#: A resumed run may have another value: it leaves the numbers of a training step as they are, but for its learning rate
-#: where the schedule runs to the last step.
+#: A resumed run may have another value of the argument, because a training step computes the same numbers with it. Only
+#: the learning rate may differ: its schedule depends on the number of steps.
 MAY_CHANGE = Rule()
 
-#: A place or a secret of the machine that ran: it stands neither in cards nor in trackers.
+#: A local path or a secret: it is written neither to model cards nor to experiment trackers.
 PRIVATE = Rule()
 
 
@@ -61,7 +61,7 @@ def check_arguments(arguments: Any) -> None:
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of a `Literal`, also of one that may be None or stands in a list; () for other types."""
+    """The values of a `Literal`, also inside `| None` or `list[...]`; () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     if get_origin(hint) in (list, Union, types.UnionType):

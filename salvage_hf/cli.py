@@ -11,14 +11,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    explain = commands.add_parser("explain", help="draw what made a model decide, for images or folders of images")
+    explain = commands.add_parser("explain", help="draw the maps of a model's most probable classes over images")
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     explain.add_argument("--model", required=True, help="a Salvage model: a folder, or a name on the Hub")
     explain.add_argument("--output", default="explanations", help="a PNG file for one image, a folder for several")
     explain.add_argument("--top", type=int, default=3, help="how many classes are shown, the most probable first")
 
     demo = commands.add_parser(
-        "demo", help="run the whole method on a small data set that is made on the spot, in some minutes"
+        "demo", help="run the whole method on a small data set that it generates; takes a few minutes"
     )
     demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
     demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")

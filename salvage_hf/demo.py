@@ -19,7 +19,7 @@ from .training.explainer import ExplainerArguments, train_explainer
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
 METHODS = ("salvage", "last_attention", "random")
-TRAIN_PICTURES, EVAL_PICTURES = 400, 40  # of each class
+TRAIN_PICTURES, EVAL_PICTURES = 400, 40  # per class
 CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 600
 
 
@@ -45,14 +45,14 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an earlier demo has left; ValueError where it was something else that left it."""
+    """Removes the files of an earlier demo; raises ValueError where something else has written them."""
     marker = folder / "salvage_demo"
     for part in ("data", "untrained", "classifier", "explainer", "benchmark", "tables", "figures"):
         if (folder / part).exists() and not marker.exists():
             raise ValueError(f"{str(folder / part)!r} is not of an earlier demo; give another output_dir")
         shutil.rmtree(folder / part, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text("What lies beside this file was made by `salvage demo`, which makes it anew each time.\n")
+    marker.write_text("What lies beside this file was made by `salvage demo`, which replaces it each time.\n")
 
 
 def _classifier_arguments(folder: Path, seed: int) -> ClassifierArguments:
@@ -102,9 +102,9 @@ def _benchmark_arguments(folder: Path, seed: int) -> BenchmarkArguments:
 
 
 def make_pictures(folder: Path, per_class: int, seed: int) -> None:
-    """Pictures of a patterned disc or square of one class, on a textured ground beside two plain shapes.
+    """Writes pictures of a disc or square whose pattern is the class, on a textured ground with two plain shapes.
 
-    The mask of the object in folder/CLASS/NAME.png is folder_masks/CLASS/NAME.png.
+    The picture folder/CLASS/NAME.png has the mask of its patterned shape in folder_masks/CLASS/NAME.png.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
@@ -142,7 +142,7 @@ def _shape(rng: np.random.Generator, smallest: int, largest: int) -> tuple[np.nd
 
 
 def make_untrained_classifier(folder: Path, seed: int) -> None:
-    """A tiny DINOv2 with registers, with random weights, and its image processor."""
+    """Writes a tiny DINOv2 with registers and random weights, and its image processor."""
     set_seed(seed)
     config = Dinov2WithRegistersConfig(
         hidden_size=96,

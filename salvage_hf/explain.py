@@ -28,13 +28,16 @@ def explain_files(inputs: Iterable[str], model_name: str, output: str, top: int 
     """Writes a picture per image: the image, and the maps of its most probable classes with their probability.
 
     Args:
-        inputs: image files, and folders of which all files are taken.
+        inputs: image files, or folders, of which all files are taken.
         model_name: a Salvage model with its image processor, on the Hub or in a folder.
         output: a picture file for a single image, otherwise a folder that gets one picture per image.
         top: how many classes are shown.
 
     Returns:
         The files written, and a message for every file that could not be explained.
+
+    Raises:
+        ValueError: where there are no inputs, or `output` does not fit them or is one of them.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
@@ -56,7 +59,7 @@ def explain_files(inputs: Iterable[str], model_name: str, output: str, top: int 
         target = Path(output) if single else _free_name(Path(output), file, originals | {p.resolve() for p in written})
         try:
             figure = png(explanation(open_image(file), model, processor, top))
-        except Exception as error:  # Pillow's decoders raise many types, and one image must not cost the others theirs
+        except Exception as error:  # Pillow raises many types of error; one broken image must not stop the others
             failed.append(f"{file}: {type(error).__name__}: {error}")
             continue
         target.write_bytes(figure)
@@ -82,7 +85,7 @@ def _free_name(folder: Path, file: Path, taken: set[Path]) -> Path:
 def explanation(picture: Image.Image, model, processor, top: int = 3):
     """The figure of one picture: itself, then the maps of its `top` most probable classes, on one colour scale.
 
-    With one label there is one map: for the label where it is predicted, else against it.
+    With one label there is one map: of the label where it is predicted, otherwise of its absence.
     """
     pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
     output = model(pixel_values)

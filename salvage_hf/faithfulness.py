@@ -1,7 +1,7 @@
 """Faithfulness of attributions: what the classifier predicts as patches are added (section 5.3, appendix A.1).
 
-Curves run over subset sizes 1..N (column s - 1 belongs to size s), in probability (0..1) of the target class. LIF and
-MIF are the insertion and the deletion curve of the same order, read by number of visible patches.
+A curve holds the probability (0..1) of the target class at the subset sizes 1..N; column s - 1 belongs to size s. LIF
+and MIF are the insertion and the deletion curve of one order of the patches, both read by number of visible patches.
 """
 
 from collections.abc import Callable
@@ -68,13 +68,16 @@ def rank_scores(
         pixel_values: [B, C, H, W].
         attributions: [B, N], the map of each image's target class.
         targets: int64 [B], the explained classes.
-        seed: patches of equal attribution are ordered at random under this seed.
+        seed: seed of the random order of patches with equal attributions.
         ids: int64 [B], the keys of the images' random numbers; their pixels when None.
+
+    Raises:
+        ValueError: where shapes do not fit together, attributions or predictions are NaN, or a target is no class.
     """
     value, attributions, keys = _prepared(v, pixel_values, attributions, targets, ids)
     num_patches = attributions.shape[1]
     generator = KeyedGenerator("order of equal patches", seed, keys=keys)
-    # Equal attributions are neighbours after the stable sort, in the random order they were shuffled into before it.
+    # The patches are shuffled before a stable sort, so that those of equal attribution stay in random order.
     shuffled = generator.uniform(num_patches).argsort(dim=-1)
     order = attributions.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     place = sampling.positions(shuffled.gather(1, order))[:, None]  # [B, 1, N], 0 is the most important
@@ -120,9 +123,12 @@ def relative_scores(
         seed: seed of the draws.
         ids: int64 [B], the keys of the images' draws; their pixels when None.
         budget: forwards per image, at least 5; takes the place of n_masks. The curves are then means over strata.
-        target_stderr: needs a budget, which is then spent again and again on every image until the standard error of
-            its R-SRG over the draws is at most this, or until its cost is that of the paper's 128 draws per size. An
-            error that is small by chance stops an image, so the reported errors are a little too small.
+        target_stderr: with a budget: spend it repeatedly on each image, until the standard error of the image's R-SRG
+            over the draws is at most this, or its cost reaches that of the paper's 128 draws per size. Images whose
+            error is small by chance stop early, so the reported errors are a little too small.
+
+    Raises:
+        ValueError: as in `rank_scores`, and where n_masks, budget or target_stderr is too small.
     """
     if n_masks < 1:
         raise ValueError(f"n_masks must be at least 1, got {n_masks}")
@@ -142,7 +148,7 @@ def _protocol(value: Callable, weights: torch.Tensor, keys: torch.Tensor, seed: 
     batch_size, num_patches = weights.shape
     generator = KeyedGenerator("relative draws", seed, keys=keys)
     places = torch.cat([_places(w, n_masks, generator) for w in (weights, 1 - weights)], dim=1)  # [B, 2 n_masks, N]
-    # Some sizes at a time: enough for dense batches, and few enough that the subsets never stand in memory at once.
+    # A block of sizes at a time: large enough for dense batches, but never all subsets in memory at once.
     step = max(1, 512 // (2 * n_masks))
     blocks = []
     for sizes in torch.arange(1, num_patches).split(step):
@@ -163,18 +169,19 @@ def _protocol(value: Callable, weights: torch.Tensor, keys: torch.Tensor, seed: 
     return RelativeScores(r_mif, r_lif, mif_stderr, lif_stderr, srg_stderr, mif_curve, lif_curve, num_forwards)
 
 
-#: No image stops on an error that is estimated from fewer differences between two draws: a few may all be 0 by chance.
-_SURE_FROM = 16
+#: An image stops only when its error is estimated from at least this many differences between two draws: a few
+#: differences may all be 0 by chance.
+_MIN_DIFFERENCES = 16
 
-#: Orders, or strata of sizes, that are drawn at a time: the numbers of a draw take many times its own memory.
-_AT_A_TIME = 16
+#: How many orders, or strata of sizes, are drawn at once: drawing takes many times the memory of what is drawn.
+_BLOCK_SIZE = 16
 
 
 def _places(weights: torch.Tensor, num_orders: int, generator: KeyedGenerator) -> torch.Tensor:
-    """Where the patches stand in weighted orders: weights [B, N] -> int16 [B, num_orders, N]."""
+    """The place of each patch in weighted orders: weights [B, N] -> int16 [B, num_orders, N]."""
     blocks = [
         sampling.positions(sampling.weighted_orders(weights, len(block), generator=generator)).to(torch.int16)
-        for block in torch.arange(num_orders).split(_AT_A_TIME)
+        for block in torch.arange(num_orders).split(_BLOCK_SIZE)
     ]
     return torch.cat(blocks, dim=1)
 
@@ -184,20 +191,20 @@ def _budgeted(
 ) -> RelativeScores:
     """`relative_scores` from a number of forwards: rounds of `budget` until the standard error is reached."""
     batch_size, num_patches = weights.shape
-    num_strata = (budget - 1) // 4  # two draws in two directions each
+    num_strata = (budget - 1) // 4  # each takes two draws in two directions
     full = value(torch.ones(batch_size, 1, num_patches, dtype=torch.bool, device=weights.device))  # [B, 1]
     curves = full[:, None].expand(-1, 2, num_patches).clone()  # [B, (lif, mif), N]
     means = full.expand(-1, 2).clone()  # lif, mif
     variances = torch.zeros(batch_size, 3, device=full.device)  # lif, mif, srg
     rounds = torch.zeros_like(keys)
-    most = max(1, 2 * 128 * (num_patches - 1) // (4 * num_strata))
+    max_rounds = max(1, 2 * 128 * (num_patches - 1) // (4 * num_strata))
     share = (num_patches - 1) / num_patches  # of the sizes that are drawn; the rest is the full image
     active = torch.arange(batch_size)
-    for number in range(most if num_patches > 1 else 0):  # a single patch has no subset but the full one
+    for number in range(max_rounds if num_patches > 1 else 0):  # a single patch has no subset but the full one
         draws = _stratified_draws(value, weights, keys, (seed, number), num_strata, active)
         scores = torch.cat([draws, draws[:, :1] - draws[:, 1:]], dim=1)  # [A, (lif, mif, srg), 2, strata]
         mean = share * draws.mean(dim=(-2, -1)) + (1 - share) * full[active]
-        # The mean of two draws varies by a quarter of the square of their difference.
+        # (a - b)^2 / 4 is an unbiased estimate of the variance of the mean of two draws a and b.
         difference = scores[:, :, 0] - scores[:, :, 1]
         variance = (share / num_strata) ** 2 * (difference**2).sum(dim=-1) / 4
         curve = torch.nn.functional.adaptive_avg_pool1d(draws.mean(dim=2), num_patches - 1)
@@ -205,7 +212,7 @@ def _budgeted(
         curves[active, :, :-1] = curves[active, :, :-1].lerp(curve, 1 / (number + 1))
         variances[active] = (variances[active] * number**2 + variance) / (number + 1) ** 2
         rounds[active] += 1
-        if target_stderr is not None and (number + 1) * num_strata >= _SURE_FROM:
+        if target_stderr is not None and (number + 1) * num_strata >= _MIN_DIFFERENCES:
             active = active[(variances[active, 2].sqrt() > target_stderr).cpu()]
         if target_stderr is None or not len(active):
             break
@@ -222,17 +229,17 @@ def _stratified_draws(
     weights = weights[active]
     num_patches = weights.shape[1]
     generator = KeyedGenerator("relative sizes within a budget", *numbers, keys=keys[active])
-    # Of the sizes 1..N-1: the full image is the same for every draw.
+    # Only the sizes 1..N-1 are drawn: the full image is the same in every draw.
     shape = len(active), num_strata, num_patches - 1
     sizes = torch.stack([sampling.stratified_sizes(*shape, generator=generator) for _ in range(2)], dim=1)
     predictions = []
-    for block in range(0, num_strata, _AT_A_TIME):
-        of_block = sizes[..., block : block + _AT_A_TIME]  # [A, 2, strata]
+    for block in range(0, num_strata, _BLOCK_SIZE):
+        block_sizes = sizes[..., block : block + _BLOCK_SIZE]  # [A, 2, strata]
         places = []
         for direction in (weights, 1 - weights):  # both draw the same random numbers
             generator = KeyedGenerator("relative draws within a budget", *numbers, block, keys=keys[active])
-            places.append(_places(direction, 2 * of_block.shape[-1], generator))
-        drawn = torch.stack(places, dim=1) < of_block.flatten(1)[:, None, :, None]  # [A, 2, 2 * strata, N]
+            places.append(_places(direction, 2 * block_sizes.shape[-1], generator))
+        drawn = torch.stack(places, dim=1) < block_sizes.flatten(1)[:, None, :, None]  # [A, 2, 2 * strata, N]
         predictions.append(value(drawn.flatten(1, 2), active).view(len(active), 2, 2, -1))
     return torch.cat(predictions, dim=-1)
 
@@ -255,8 +262,9 @@ def _prepared(
     """The arguments of a score, checked and brought to one device and type.
 
     Returns:
-        The value function, subsets [B, M, N] -> probability of the targets [B, M], also of some of the images; the
-        attributions in float32; the keys of the images' random numbers. All on the device of the attributions.
+        value(subsets [B, M, N]) -> probability of the targets [B, M], with an index of images as a second argument
+        where only some are meant; the attributions in float32; the keys of the images' random numbers. All are on the
+        device of the attributions.
     """
     batch_size = pixel_values.shape[0]
     if batch_size == 0:

@@ -1,4 +1,4 @@
-"""Files of results: written whole or not at all, and told apart by what is in them."""
+"""Result files, written whole or not at all, and digests that identify contents."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises an error at once, rather than after hours, where a folder cannot be written to."""
+    """Raises ValueError where a folder cannot be written to: now, rather than after hours of work."""
     probe = Path(folder) / ".writable"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -21,11 +21,11 @@ def check_writable(folder: str | Path) -> None:
         raise ValueError(f"output_dir {str(folder)!r} is not writable: {error}") from error
 
 
-# Both writers write beside the file and rename: a run that is stopped on the way leaves the earlier file whole.
+# Both functions write to another file and rename it, so that a run stopped half-way leaves the earlier file whole.
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file of results."""
+    """Writes a JSON file."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content) + "\n")
     partial.rename(path)
@@ -39,11 +39,11 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def digest(*parts: str | bytes) -> str:
-    """A short name of some content, the same in every process."""
-    joined = hashlib.sha256()
+    """A short hash of texts or bytes, the same in every process."""
+    hasher = hashlib.sha256()
     for part in parts:
-        joined.update(part.encode() if isinstance(part, str) else part)
-    return joined.hexdigest()[:16]
+        hasher.update(part.encode() if isinstance(part, str) else part)
+    return hasher.hexdigest()[:16]
 
 
 def fingerprint(model: nn.Module) -> str:

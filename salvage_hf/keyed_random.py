@@ -17,7 +17,7 @@ class KeyedGenerator:
     fresh numbers.
 
     Args:
-        stream: what the numbers are for; a use of random numbers has a name that no other use has.
+        stream: what the numbers are for; every use of random numbers has a name of its own.
         numbers: integers that select a part of the stream, say a seed and a step.
         keys: int64 [B], one per image; the numbers are made on its device.
 
@@ -60,13 +60,13 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def _signed(value: int) -> int:
-    """An unsigned number of 64 bits as torch holds it: the same bits as int64."""
+    """An unsigned 64-bit number as the int64 with the same bits, because torch computes with int64."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift that fills with zeros, where torch's fills with the sign."""
+    """A right shift that fills with zeros; torch's own fills with the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -12,9 +12,9 @@ def relevance_rank_accuracy(maps: torch.Tensor, masks: torch.Tensor) -> torch.Te
 
     Returns:
         [B], NaN where a mask is empty. Ties at the k-th value count in proportion, so that a constant map scores
-        what a random one would.
+        what a random one does on average.
     """
-    maps, masks = _as_rows(maps, masks)
+    maps, masks = _check_and_flatten(maps, masks)
     k = masks.sum(dim=1, keepdim=True)  # [B, 1]
     threshold = maps.sort(dim=1, descending=True).values.gather(1, (k - 1).clamp_min(0))
     above, tied = maps > threshold, maps == threshold
@@ -33,7 +33,7 @@ def relevance_mass_accuracy(maps: torch.Tensor, masks: torch.Tensor) -> torch.Te
     Returns:
         [B], NaN where a mask is empty or no attribution is positive.
     """
-    maps, masks = _as_rows(maps, masks)
+    maps, masks = _check_and_flatten(maps, masks)
     positive = maps.clamp_min(0).double()
     total = positive.sum(dim=1)
     defined = masks.any(dim=1) & (total > 0)
@@ -54,8 +54,8 @@ def upsample(
     return torch.nn.functional.interpolate(maps, size=size, mode=mode)[:, 0]
 
 
-def _as_rows(maps: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps and masks with the pixels of an image in a row, [B, H * W] each, after a check of both."""
+def _check_and_flatten(maps: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks maps and masks [B, H, W], and flattens the pixels of each image: [B, H * W] both."""
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps and masks must both be [B, H, W], got {tuple(maps.shape)} and {tuple(masks.shape)}")
     if masks.dtype != torch.bool:

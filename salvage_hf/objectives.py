@@ -55,12 +55,15 @@ def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def additive_efficient(values: torch.Tensor, full: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-    """Values moved by the same amount each, so that they sum to v(N) - v(empty) (Covert et al., 2023).
+    """Adds one amount to all values, so that they sum to v(N) - v(empty) over patches (Covert et al., 2023).
 
     Args:
         values: [B, N, K].
         full: [B, K], v of all patches.
-        empty: [B, K], v of none.
+        empty: [B, K], v of no patch.
+
+    Returns:
+        [B, N, K]
     """
     return values + (full - empty - values.sum(dim=1))[:, None] / values.shape[1]
 
@@ -71,8 +74,8 @@ def _salvage_loss(model, output, subsets: torch.Tensor, values: SubsetValues) ->
 
 
 def _shapley_loss(model, output, subsets: torch.Tensor, values: SubsetValues, normalised: bool) -> torch.Tensor:
-    """Shapley values by regression: N (v(S) - v(empty) - sum of phi in S)^2, mean over classes; in probabilities."""
-    assert values.ends is not None  # the objective asks for them
+    """Least squares (eq. 2): N (v(S) - v(empty) - sum of phi over S)^2, mean over classes, v in probabilities."""
+    assert values.ends is not None  # the registry says that the objective asks for them
     empty, full = (activation(logits) for logits in values.ends.unbind(1))
     with torch.autocast(subsets.device.type, enabled=False):  # half precision would round the sums
         phi = additive_efficient(output.attributions, full, empty) if normalised else output.attributions
@@ -90,12 +93,12 @@ class Objective:
         loss: (model, its output, subsets bool [B, M, N], `SubsetValues` of them) -> losses [B, M].
         measure: what the loss is called among the validation scores.
         measure_description: what it measures and in which unit, in words that follow "it is".
-        sampling: the law of `subsets.LAWS` that training draws from unless told otherwise.
-        validation_law: the law of the subsets whose loss is reported in validation; it looks at no scores.
-        learning_rate: of AdamW, unless told otherwise.
-        paired_values: whether a patch and class has a positive and a negative value (eq. 3), or one.
+        sampling: the law of `subsets.LAWS` that training draws from by default.
+        validation_law: the law of the subsets on which validation measures the loss; one that reads no scores.
+        learning_rate: AdamW's by default.
+        paired_values: whether each patch has two values per class, phi+ and phi- (eq. 3), or one.
         asks_ends: whether the loss needs v of no patch and of all patches.
-        normalised: whether the explainer's maps are moved to sum to v(N) - v(empty), which takes both ends.
+        normalised: whether the explainer's values pass through `additive_efficient`, which needs both ends.
     """
 
     title: str
@@ -125,7 +128,7 @@ _VIT_SHAPLEY = Objective(
     normalised=True,
 )
 
-#: The name that an explainer's config stores -> objective.
+#: Name, as an explainer's config stores it -> objective.
 OBJECTIVES = {
     "salvage": Objective(
         title="Salvage",

@@ -14,8 +14,8 @@ from .keyed_random import KeyedGenerator
 Generator = torch.Generator | KeyedGenerator
 
 
-def _uniform(shape: tuple[int, ...], generator: Generator) -> torch.Tensor:
-    """Uniform numbers in 0..1, float64 [B, ...]."""
+def _uniform_numbers(shape: tuple[int, ...], generator: Generator) -> torch.Tensor:
+    """Uniform numbers in 0..1, float64 of a shape [B, ...]."""
     if isinstance(generator, KeyedGenerator):
         return generator.uniform(*shape[1:]).double()
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
@@ -30,15 +30,15 @@ def _exponentials(shape: tuple[int, int, int], generator: Generator) -> torch.Te
 
 def uniform_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
     """Independent sizes |S| ~ U{1..N} (Algorithm 3, line 6): int64 [B, M]."""
-    return (_uniform((batch_size, num_subsets), generator) * num_patches).long() + 1
+    return (_uniform_numbers((batch_size, num_subsets), generator) * num_patches).long() + 1
 
 
 def stratified_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
-    """Sizes of which slot m has one from the m-th of M equal parts of 1..N: int64 [B, M].
+    """Sizes of which slot m comes from the m-th of M equal parts of 1..N: int64 [B, M].
 
-    A slot taken at random has |S| ~ U{1..N} exactly, as with `uniform_sizes`, but together they cover all sizes evenly.
+    The size in a slot chosen at random is U{1..N}, as with `uniform_sizes`, but all slots together cover 1..N evenly.
     """
-    within = _uniform((batch_size, num_subsets), generator)
+    within = _uniform_numbers((batch_size, num_subsets), generator)
     strata = torch.arange(num_subsets, device=within.device)
     return ((strata + within) / num_subsets * num_patches).long().clamp_max(num_patches - 1) + 1
 
@@ -47,7 +47,7 @@ def shapley_kernel_sizes(batch_size: int, num_subsets: int, num_patches: int, *,
     """Independent sizes 1..N-1 with p(s) in proportion to 1 / (s (N - s)), the Shapley kernel's: int64 [B, M]."""
     if num_patches < 2:
         raise ValueError(f"the Shapley kernel needs at least 2 patches, got {num_patches}")
-    within = _uniform((batch_size, num_subsets), generator)
+    within = _uniform_numbers((batch_size, num_subsets), generator)
     sizes = torch.arange(1, num_patches, device=within.device, dtype=torch.float64)
     cumulative = (1 / (sizes * (num_patches - sizes))).cumsum(dim=0)
     return torch.searchsorted(cumulative / cumulative[-1], within).clamp_max(num_patches - 2) + 1
@@ -77,7 +77,7 @@ def weighted_orders(weights: torch.Tensor, num_subsets: int, *, generator: Gener
 
 
 def positions(orders: torch.Tensor) -> torch.Tensor:
-    """At which place each patch stands in an order: the inverse permutation, int64 [..., N]."""
+    """The place of each patch in an order, which is the inverse permutation: int64 [..., N]."""
     places = torch.arange(orders.shape[-1], device=orders.device).expand_as(orders)
     return torch.empty_like(orders).scatter_(-1, orders, places)
 
@@ -97,7 +97,7 @@ def _sizes(sizes: torch.Tensor | None, shape: tuple[int, int], num_patches: int,
 def uniform(
     batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator, sizes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Uniform sampling: the size ~ U{1..N}, then every subset of that size alike.
+    """Uniform sampling: the size is U{1..N}, then all subsets of that size are equally likely.
 
     Args:
         batch_size: B.
@@ -125,7 +125,7 @@ def attribution_guided(
 
     Args:
         scores: [B, N], the current attributions of the target class.
-        num_subsets: M; with an odd number the first half has one more.
+        num_subsets: M; if it is odd, the first half has one more.
         generator: source of randomness.
         sizes: int64 [M] or [B, M], as in `uniform`.
 
@@ -146,17 +146,17 @@ def attribution_guided(
 def shapley_kernel(
     batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator, sizes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Subsets from the Shapley kernel: the size by `shapley_kernel_sizes`, then every subset of that size alike.
+    """Subsets from the Shapley kernel: the size by `shapley_kernel_sizes`, then all of that size are equally likely.
 
-    In pairs: subset M / 2 + m is the complement of subset m (Covert et al., 2023). With an odd number the last of the
-    first half has none.
+    The second half holds the complements of the first, in its order (Covert et al., 2023). If M is odd, the last subset
+    of the first half has no complement.
 
     Args:
         batch_size: B.
         num_subsets: M.
         num_patches: N, at least 2.
         generator: source of randomness.
-        sizes: int64 [(M + 1) // 2] or [B, (M + 1) // 2], of the first half, in place of drawing them.
+        sizes: int64 [(M + 1) // 2] or [B, (M + 1) // 2], those of the first half, in place of drawing them.
 
     Returns:
         bool [B, M, N]
@@ -173,12 +173,13 @@ def shapley_kernel_published(
 ) -> torch.Tensor:
     """Subsets as ViT-Shapley's published code draws them, in pairs like `shapley_kernel`: bool [B, M, N].
 
-    The kernel's size less one, over N, is a threshold that every patch passes on its own. Sizes then vary about the
-    kernel's, and a part of the subsets (12% at N = 196) is empty or full: for comparison with published numbers.
+    There each patch is visible independently of the others, if a uniform number exceeds (s - 1) / N, with a size s from
+    the kernel. Sizes therefore scatter, and some subsets (12% at N = 196) are empty or full. Use this to compare with
+    published numbers only.
     """
     half = (num_subsets + 1) // 2
     threshold = (shapley_kernel_sizes(batch_size, half, num_patches, generator=generator) - 1) / num_patches
-    first = _uniform((batch_size, half, num_patches), generator) > threshold[..., None]
+    first = _uniform_numbers((batch_size, half, num_patches), generator) > threshold[..., None]
     return torch.cat([first, ~first[:, : num_subsets - half]], dim=1)
 
 
@@ -204,7 +205,7 @@ def _guided(
 
 
 def _unguided(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A law's `draw` from a function of batch size, number of subsets and number of patches."""
+    """A law's `draw` that ignores the scores, from a function of (batch_size, num_subsets, num_patches)."""
 
     def draw_for_scores(scores: torch.Tensor, num_subsets: int, generator: Generator, sizes=None) -> torch.Tensor:
         batch_size, num_patches = scores.shape
@@ -219,13 +220,13 @@ def _stratified(num_subsets: int, num_patches: int, generator: Generator) -> tor
 
 
 def _stratified_halves(num_subsets: int, num_patches: int, generator: Generator) -> torch.Tensor:
-    """Stratified within each half of Algorithm 3; over all slots, the half drawn by phi would get the small sizes."""
+    """Sizes stratified within each half of Algorithm 3: over all slots, the first half would get all small sizes."""
     half = (num_subsets + 1) // 2
     return torch.cat([_stratified(number, num_patches, generator) for number in (half, num_subsets - half)])
 
 
-def _of_kernel(num_subsets: int, num_patches: int, generator: Generator) -> torch.Tensor:
-    """Sizes of the first half; the second half holds the complements."""
+def _kernel_sizes(num_subsets: int, num_patches: int, generator: Generator) -> torch.Tensor:
+    """Sizes of the first half only, because the second half holds the complements."""
     return shapley_kernel_sizes(1, (num_subsets + 1) // 2, num_patches, generator=generator)[0]
 
 
@@ -233,6 +234,6 @@ def _of_kernel(num_subsets: int, num_patches: int, generator: Generator) -> torc
 LAWS = {
     "guided": Law(_guided, _stratified_halves),
     "uniform": Law(_unguided(uniform), _stratified),
-    "shapley_kernel": Law(_unguided(shapley_kernel), _of_kernel),
+    "shapley_kernel": Law(_unguided(shapley_kernel), _kernel_sizes),
     "shapley_kernel_published": Law(_unguided(shapley_kernel_published), lambda *_: None),
 }

@@ -48,7 +48,7 @@ def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def check_targets(targets: torch.Tensor, num_labels: int) -> None:
-    """Raises ValueError where a target is no class of a classifier with so many labels."""
+    """Raises ValueError where a target is not a class of a classifier with `num_labels` labels."""
     highest = max(num_labels, 2) - 1
     if targets.numel() and (targets.min() < 0 or targets.max() > highest):
         wrong = targets[(targets < 0) | (targets > highest)][0].item()
@@ -56,7 +56,7 @@ def check_targets(targets: torch.Tensor, num_labels: int) -> None:
 
 
 def target_names(label_names: list[str]) -> list[str]:
-    """Names of all targets from the names of the labels; with one label target 0 is "not" it."""
+    """The names of all targets; with one label they are "not LABEL" and "LABEL"."""
     return [f"not {label_names[0]}", label_names[0]] if len(label_names) == 1 else list(label_names)
 
 

@@ -1,7 +1,7 @@
-"""What is known of each family of vision transformers: where its tokens, blocks, norms and heads are.
+"""Facts about each family of vision transformers: where its tokens, blocks, norms and heads are.
 
-The only place that knows it: masking and attribution methods ask here and test for no attribute themselves. A family
-that is built like one of these is one more entry of `FAMILIES`.
+Masking and attribution methods read them here, and never test a model for its attributes. A family that is built like
+one of these needs only an entry of `FAMILIES`.
 """
 
 import copy
@@ -22,11 +22,11 @@ class VisionFamily:
         num_prefix_tokens: config -> number of tokens before the patches: CLS, registers, distillation.
         blocks: where the base model holds its blocks.
         norms: names of a block's two norms.
-        layer_scales: names of the modules that scale what attention and MLP add, none in most families.
+        layer_scales: names of the modules that scale what attention and MLP add; None where there are none.
         pools_patches: whether the head sees [CLS, mean of the patches] rather than CLS alone.
-        fixed_positions: whether every image size but the configured one is refused.
-        mask_token: config -> whether there is a learned token that stands for a hidden patch.
-        gated_mlp: config -> whether a block's MLP multiplies with a gate (SwiGLU, in DINOv2's largest model).
+        fixed_positions: whether the position embeddings fit the configured image size only.
+        mask_token: config -> whether there is a learned token that replaces hidden patches.
+        gated_mlp: config -> whether a block's MLP has a gate (SwiGLU, in DINOv2's largest model).
     """
 
     num_prefix_tokens: Callable[[Any], int]
@@ -49,7 +49,7 @@ class VisionFamily:
         return blocks
 
     def heads(self, classifier: PreTrainedModel) -> list[tuple[nn.Linear, int]]:
-        """The linear layers whose mean is the logits, each with the place of the prefix token it reads."""
+        """The linear heads, the mean of whose outputs is the logits, each with the index of the token it reads."""
         model: Any = classifier
         if hasattr(model, "distillation_classifier"):  # DeiT with a teacher
             return [(model.cls_classifier, 0), (model.distillation_classifier, 1)]
@@ -79,7 +79,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def with_submodule(module: Module, path: str, submodule: nn.Module) -> Module:
-    """A view of a module (same parameters, same other submodules) with the submodule at a dotted path exchanged."""
+    """A view of a module in which the submodule at a dotted path is replaced; everything else is shared with it."""
     name, _, rest = path.partition(".")
     view = copy.copy(module)
     view._modules = {
@@ -101,7 +101,7 @@ def on_tokens(classifier: PreTrainedModel) -> PreTrainedModel:
 
 
 def freeze_mask_token(base_model: Any) -> None:
-    """Takes the mask token out of training: no forward of visible patches uses it.
+    """Takes the mask token out of training, because a forward without hidden patches does not use it.
 
     Distributed training would otherwise wait for its gradient.
     """
@@ -111,11 +111,11 @@ def freeze_mask_token(base_model: Any) -> None:
 
 
 class _TokensAsInput(nn.Module):
-    """Takes the place of a model's embeddings: what the model receives as pixels are embedded tokens already."""
+    """Replaces a model's embeddings where the input is embedded tokens already, and passes them on."""
 
     def __init__(self, embeddings: nn.Module):
         super().__init__()
-        self.patch_embeddings = embeddings.patch_embeddings  # ViT asks it for its dtype
+        self.patch_embeddings = embeddings.patch_embeddings  # ViT reads its dtype
 
     def forward(self, tokens: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         return tokens

@@ -27,7 +27,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
+torch.set_num_threads(1)  # the models are so tiny that threads would only wait for each other
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -41,7 +41,7 @@ FAMILIES = {
     ),
     "vit": (ViTForImageClassification, ViTConfig, {**VIT, "intermediate_size": 64}),
     "deit": (DeiTForImageClassification, DeiTConfig, {**VIT, "intermediate_size": 64}),
-    # The one whose distillation token reaches the logits.
+    # The DeiT class whose distillation token contributes to the logits.
     "deit_teacher": (DeiTForImageClassificationWithTeacher, DeiTConfig, {**VIT, "intermediate_size": 64}),
     "resnet": (
         ResNetForImageClassification,
@@ -58,7 +58,7 @@ FAMILIES = {
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights large enough that every part of a model, tokens and layer scales included, shows in its output."""
+    """Makes all weights, also tokens and layer scales, so large that every part of a model affects its output."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not tensor.is_floating_point():
@@ -141,7 +141,7 @@ def launch_two(tmp_path):
     def launch(script: str, *words: str):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0", str(SCRIPTS / script), *words]  # 0: a free one
+        command += ["--main_process_port", "0", str(SCRIPTS / script), *words]  # 0: any free port
         more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
         done = subprocess.run(command, env={**os.environ, **more}, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -169,7 +169,7 @@ def imagenette_classifier(shared):
 
 @pytest.fixture(scope="session")
 def imagenette_images(shared, imagenette_classifier):
-    """(pixel_values [10, 3, 112, 112], labels [10]): one validation photograph a class, in the classifier's order."""
+    """(pixel_values [10, 3, 112, 112], labels [10]): one validation photograph per class, in the classifier's order."""
     from PIL import Image
     from transformers import AutoImageProcessor
 

@@ -1,4 +1,4 @@
-"""The demo, with few pictures and steps; what it prints after all of them stands in the README."""
+"""The demo with few pictures and steps; the README has the results of the full one."""
 
 import json
 
@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 def test_the_page_needs_no_other_file_and_holds_every_part(run):
     folder, page = run
     text = page.read_text()
-    assert text.count("data:image/png;base64,") in (4, 5)  # whether anything is misclassified
+    assert text.count("data:image/png;base64,") in (4, 5)  # 5 if anything is misclassified
     assert "://" not in text
     for word in ("Salvage", "Attn. last", "Random", "SRG", "R-SRG", "RRA", "RMA", "Classifying by explaining", "±"):
         assert word in text
@@ -60,7 +60,7 @@ def test_a_folder_that_the_demo_did_not_make_is_not_touched(tmp_path):
 
 
 def test_the_mask_is_where_the_pattern_is(tmp_path):
-    """Two pictures from the same random numbers but for the pattern differ inside their masks and nowhere else."""
+    """Two pictures that differ only in the pattern differ inside their masks and nowhere else."""
     demo.make_pictures(tmp_path / "val", 40, seed=3)
     for name in demo.CLASSES:
         for number in range(40):

@@ -60,7 +60,7 @@ def test_one_picture(model_folder, picture_folder, tmp_path):
         (["wide.png"], "./wide.png", "is the image itself"),
     ],
 )
-def test_messages(model_folder, picture_folder, inputs, output, message, monkeypatch, capsys):
+def test_error_messages(model_folder, picture_folder, inputs, output, message, monkeypatch, capsys):
     monkeypatch.chdir(picture_folder)
     (picture_folder / "empty").mkdir()
     assert main(["explain", *inputs, "--model", str(model_folder), "--output", output]) == 2
@@ -144,7 +144,7 @@ def test_the_box_is_what_the_processor_shows(save_processor, tmp_path, width, he
     left, top, right, bottom = processed_box(processor, width, height)
     columns, rows = seen[0].mean(dim=0) * width, seen[1].mean(dim=1) * height  # original coordinates of pixel centres
     step_x, step_y = (right - left) / len(columns), (bottom - top) / len(rows)
-    # Away from the border, where resampling mirrors the picture; to one pixel of the picture or of what is seen.
+    # Apart from the border, where resampling mirrors the picture, and to one pixel of the picture or of its crop.
     for index in (4, len(columns) // 2, len(columns) - 5):
         assert abs(columns[index] - (left + (index + 0.5) * step_x)) <= max(1.0, step_x)
         assert abs(rows[index] - (top + (index + 0.5) * step_y)) <= max(1.0, step_y)
@@ -157,9 +157,9 @@ def test_overlay_keeps_the_picture_and_its_geometry():
     drawn = np.asarray(overlay(picture, values, box=(10, 0, 50, 40)), dtype=int)
     assert drawn.shape == (40, 60, 3)
     red_minus_blue = drawn[..., 0] - drawn[..., 2]
-    assert red_minus_blue[5, 45] > 40  # upper right speaks for
-    assert red_minus_blue[35, 15] < -40  # lower left against
-    assert (red_minus_blue[:, :10] == 0).all()  # outside the box no colour
+    assert red_minus_blue[5, 45] > 40  # the upper right speaks for the class
+    assert red_minus_blue[35, 15] < -40  # the lower left speaks against it
+    assert (red_minus_blue[:, :10] == 0).all()  # there is no colour outside the box
     assert (red_minus_blue[:, 50:] == 0).all()
     assert (np.asarray(overlay(picture, np.zeros((2, 2)))) >= 0).all()  # a map of zeros is drawn too
 

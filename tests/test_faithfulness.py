@@ -10,7 +10,7 @@ from salvage_hf.masking import MaskedClassifier
 
 
 def game(pixel_values, subsets):
-    """A v with interactions, of "images" [B, K, 1, N]: patch i gives class k the logit x[k, i], pairs add to it."""
+    """A v with interactions on "images" x [B, K, 1, N]: patch i adds x[k, i] to class k, pairs of neighbours more."""
     evidence = pixel_values[:, :, 0].transpose(1, 2)  # [B, N, K]
     visible = subsets.float()
     pairs = visible[..., :-1] * visible[..., 1:]  # neighbours that are both visible
@@ -135,7 +135,7 @@ def test_ties_are_broken_at_random_under_the_seed():
 
 @pytest.mark.parametrize("constant", [0.0, -3.0])
 def test_a_constant_map_scores_nothing(constant):
-    """Its SRG vanishes in the mean over random orders: raster order must not score."""
+    """In the mean over random orders its SRG is 0; raster order would give it another score."""
     pixel_values = torch.linspace(-2, 2, 10).view(1, 1, 1, 10).repeat(2000, 2, 1, 1)
     pixel_values[:, 1] = 0
     attributions, targets = torch.full((2000, 10), constant), torch.zeros(2000, dtype=torch.int64)
@@ -178,7 +178,7 @@ def normalised(attributions):
     ("num_patches", "num_labels", "constant"), [(2, 2, False), (4, 1, False), (5, 3, False), (4, 2, True)]
 )
 def test_relative_scores_estimate_the_expectation_of_algorithm_2(num_patches, num_labels, constant):
-    """Within its own standard errors of the exact value, and these neither too large nor too small."""
+    """They lie within their standard errors of the exact value, and these errors are themselves right."""
     repeats = 400
     image, attributions, _ = make(1, num_patches, num_labels, seed=3)
     if constant:
@@ -204,7 +204,7 @@ def test_relative_scores_estimate_the_expectation_of_algorithm_2(num_patches, nu
         torch.testing.assert_close(curve.mean(1), estimate, rtol=0, atol=1e-6)
         z = (estimate - exact.mean()) / stderr
         if num_patches == 2 and estimate is not scores.r_srg:
-            # The patches' weights are 0 and 1: nothing is random, and the standard error says so.
+            # The patches' weights are 0 and 1, so nothing is random, and the standard error must be 0.
             torch.testing.assert_close(estimate, exact.mean().expand(repeats), rtol=0, atol=1e-6)
             assert stderr.max() < 1e-6
         elif num_patches > 2:
@@ -214,7 +214,7 @@ def test_relative_scores_estimate_the_expectation_of_algorithm_2(num_patches, nu
 
 @pytest.mark.parametrize("n_masks", [1, 3, 40, 300])
 def test_relative_scores_are_the_means_over_the_drawn_subsets(n_masks):
-    """The same draws in plain loops: neither the blocks of sizes nor the number of masks may change a number."""
+    """Plain loops over the same draws: neither blocks of sizes nor the number of masks may change a number."""
     pixel_values, attributions, targets = make(2, 30, 3)
     scores = relative_scores(game, pixel_values, attributions, targets, n_masks=n_masks, seed=5)
     generator = KeyedGenerator("relative draws", 5, keys=image_keys(pixel_values))
@@ -287,7 +287,7 @@ def literal_budget(v, image, weights, key, target, seed, budget):
     for start in range(0, strata, 16):
         block = range(start, min(start + 16, strata))
         for name, direction in (("lif", weights), ("mif", 1 - weights)):
-            generator = KeyedGenerator("relative draws within a budget", seed, 0, start, keys=key)  # alike for both
+            generator = KeyedGenerator("relative draws within a budget", seed, 0, start, keys=key)  # equal for both
             orders = sampling.weighted_orders(direction[None], 2 * len(block), generator=generator)[0]
             for draw in range(2):
                 for j, stratum in enumerate(block):
@@ -362,7 +362,7 @@ def test_a_budget_is_kept(budget):
     assert (sizes < 7).all()
 
 
-def test_images_stop_when_they_are_sure_each_for_itself():
+def test_each_image_stops_when_its_own_error_is_small():
     pixel_values, attributions, targets = make(6, 8, 3)
     attributions[0] = 0  # even this one is uncertain
     options = {"budget": 41, "target_stderr": 0.01}
@@ -376,7 +376,7 @@ def test_images_stop_when_they_are_sure_each_for_itself():
         torch.testing.assert_close(value, getattr(scores, name)[2:3], rtol=0, atol=1e-6)
 
 
-def test_no_image_is_sure_of_a_few_draws():
+def test_no_image_stops_after_a_few_draws():
     def mostly_constant(pixel_values, subsets):  # two draws differ by chance only
         last = (subsets.sum(dim=-1) == 1) & subsets[..., 0]
         shown = torch.where(last, 1.0, 0.5)
@@ -408,7 +408,7 @@ def test_wrong_budgets(options, message):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Both
+# Both algorithms
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
@@ -520,7 +520,7 @@ def test_mean_and_stderr_leave_nan_out(scores, mean, stderr):
 
 
 def test_the_literal_expectation_is_a_mean():
-    """Of the oracle itself: with v = 1 for all subsets, every size has expectation 1."""
+    """A check of the oracle itself: with v = 1 for all subsets, every size has the expectation 1."""
     for weights in itertools.product([0.0, 0.5, 1.0], repeat=3):
         curve = expected_curve(lambda x, s: torch.ones(1, 1, 1), torch.zeros(1, 1, 1, 3), weights, 1)
         torch.testing.assert_close(curve, torch.ones(3))

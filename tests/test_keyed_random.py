@@ -41,7 +41,7 @@ def test_other_streams_numbers_and_keys_draw_other_numbers(stream):
 
 
 def test_no_two_places_of_the_library_draw_from_one_stream():
-    """Validation once drew the very numbers of a training batch: both were seeded by hand, and alike."""
+    """Streams that share a name, or seeds made by hand, could give validation the numbers of a training batch."""
     streams = Counter()
     for file in Path(salvage_hf.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -61,7 +61,7 @@ def kolmogorov_smirnov(numbers):
 
 @pytest.mark.parametrize("stream", [("test", 0), ("test", 1), ("another", 5, 1000)])
 def test_keyed_numbers_are_uniform_and_uncorrelated(stream):
-    """Neighbouring keys, as ids 0, 1, 2, ... are; the Kolmogorov-Smirnov bound is that of p = 0.001."""
+    """Also for neighbouring keys, such as the ids 0, 1, 2; the Kolmogorov-Smirnov bound is that of p = 0.001."""
     numbers = KeyedGenerator(*stream, keys=torch.arange(64)).uniform(4096)
     assert numbers.min() > 0
     assert numbers.max() < 1

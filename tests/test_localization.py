@@ -56,7 +56,7 @@ def test_perfect_and_opposite_maps():
 
 
 def test_ties_score_what_a_random_order_would():
-    """Mean over many random breakings of the ties, by the literal version."""
+    """Compared with the literal version's mean over many random orders of the ties."""
     maps, masks = make(4, 3, 3, seed=2)
     maps = maps.round()
     rank = relevance_rank_accuracy(maps, masks)

@@ -1,4 +1,4 @@
-"""What setuptools puts into a wheel, asked of setuptools itself without building one."""
+"""What setuptools puts into a wheel, according to setuptools itself, without building one."""
 
 import tomllib
 from pathlib import Path
@@ -25,7 +25,7 @@ def build(monkeypatch):
 
 
 def test_every_folder_with_code_is_a_package(build):
-    """... also those that are links; the folders of the metrics are data, since each goes to a Space as it is."""
+    """This includes links. The folders of the metrics are data, because each goes to a Space as it is."""
     folders = [PACKAGE, *(folder for folder in PACKAGE.rglob("*") if folder.is_dir())]
     folders += [PACKAGE / "modeling", PACKAGE / "metrics"]  # rglob does not enter links
     with_code = {".".join(f.relative_to(ROOT).parts) for f in folders if any(f.glob("*.py"))}
@@ -44,7 +44,7 @@ def test_every_module_is_in_the_wheel(build):
 
 
 def test_data_of_the_wheel(build):
-    """Every file of the library that is no code, the metrics' folders, and of the cards the template alone."""
+    """The library's files that are not code, the metrics' folders, and of the model cards only the template."""
     data = {str(Path(*package.split("."), name)) for package, _, _, names in build.data_files for name in names}
     own = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     metrics = [folder.name for folder in (ROOT / "metrics").iterdir() if (folder / "README.md").exists()]

@@ -27,7 +27,7 @@ PUBLIC = [
     "subsets",
 ]
 
-# What the modules among them promise.
+# The public names of the modules among them.
 IN_MODULES = [
     "attribution_methods.load",
     "attribution_methods.register",
@@ -58,11 +58,11 @@ def test_the_public_names():
 def test_every_public_name_has_a_docstring(path):
     thing = resolve(path)
     assert thing.__doc__
-    assert not thing.__doc__.startswith(f"{path}(")  # what a dataclass without a docstring gets
+    assert not thing.__doc__.startswith(f"{path}(")  # a dataclass without a docstring gets such a one
 
 
 def test_version():
-    assert str(Version(salvage_hf.__version__)) == salvage_hf.__version__  # as a wheel is named
+    assert str(Version(salvage_hf.__version__)) == salvage_hf.__version__  # in the form that a wheel's name has
 
 
 def test_an_import_is_light():

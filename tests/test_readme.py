@@ -1,4 +1,4 @@
-"""The README's Python, run as it stands by a new process, where org/... are folders with tiny models."""
+"""The README's Python runs as it stands, in a new process where org/... are folders with tiny models."""
 
 import os
 import re
@@ -37,7 +37,7 @@ assert results["num_forwards"] <= 2 * 160
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_the_readme_names_methods_that_there_are():
+def test_the_readme_names_methods_that_exist():
     names = re.search(r"--methods ([a-z_ ]+)", README).group(1).split()
     assert set(names) <= set(attribution_methods.REGISTRY)
     listed = README[README.index("Methods, for DINOv2") : README.index("Most need")]

@@ -1,4 +1,4 @@
-"""The house itself: small files, short functions, imports that point one way, and a map of the paper that is right."""
+"""The structure of the code: small files, short functions, one-way imports, and a correct map of the paper."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ LIBRARY = sorted(
     if not {"modeling", "metrics", "model_cards"} & set(file.relative_to(ROOT / "salvage_hf").parts)
 )
 
-#: From the ground up: a module imports from lower floors and from its own package only.
+#: From the lowest floor up: a module imports from lower floors and from its own package only.
 FLOORS = (
     {"modeling", "metrics", "keyed_random", "targets", "files", "arguments", "vision_families"},
     {"subsets", "localization", "data"},

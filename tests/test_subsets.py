@@ -9,7 +9,7 @@ from salvage_hf.keyed_random import KeyedGenerator
 from salvage_hf.subsets import LAWS, shapley_kernel, shapley_kernel_published, shapley_kernel_sizes
 
 DRAWS = 20_000
-P_VALUE = 1e-3  # the seeds are fixed: a test that passes once passes always
+P_VALUE = 1e-3  # the seeds are fixed, so a test that passes once always passes
 
 
 def make_generator(kind, seed, batch_size):
@@ -22,7 +22,7 @@ both_generators = pytest.mark.parametrize("kind", ["torch", "keyed"])
 
 
 def chi_squared_p(counts, probabilities):
-    """p-value of counts under probabilities; what cannot happen must not have happened."""
+    """p-value of counts under probabilities; asserts that events of probability 0 have not happened."""
     counts, probabilities = torch.as_tensor(counts).double(), torch.as_tensor(probabilities).double()
     assert probabilities.sum().item() == pytest.approx(1)
     possible = probabilities > 0
@@ -87,7 +87,7 @@ def test_weighted_orders_follow_successive_draws(kind, weights):
     assert orders.shape == (DRAWS // 4, 4, num_patches)
     counts = codes(orders.flatten(0, 1), num_patches).bincount(minlength=num_patches**num_patches)
     which = codes(torch.tensor(list(law)), num_patches)
-    assert counts[which].sum() == DRAWS  # nothing but permutations
+    assert counts[which].sum() == DRAWS  # every order is a permutation
     assert chi_squared_p(counts[which], list(law.values())) > P_VALUE
 
 
@@ -141,7 +141,7 @@ def test_min_max_weights(scale):
 
 @both_generators
 def test_uniform_sampling_follows_its_law(kind):
-    """The size is uniform on 1..N, then every subset of that size alike: chi-squared over all subsets of 4 patches."""
+    """The size is uniform on 1..N, then all its subsets are equally likely: chi-squared over subsets of 4 patches."""
     subsets = sampling.uniform(DRAWS // 4, 4, 4, generator=make_generator(kind, 4, DRAWS // 4))
     assert subsets.shape == (DRAWS // 4, 4, 4)
     assert subsets.dtype == torch.bool
@@ -259,7 +259,7 @@ def test_stratified_sizes_are_uniform_together_and_cover_all_parts(kind, num_sub
         law = torch.tensor(overlap).double()
         law[law < 1e-9] = 0
         assert of_slot[law == 0].sum() == 0
-        if (law > 0).sum() == 1:  # nothing to test
+        if (law > 0).sum() == 1:  # a single size is possible: nothing to test
             continue
         assert chi_squared_p(of_slot, law / law.sum()) > P_VALUE
 
@@ -307,7 +307,7 @@ def test_subsets_of_a_size_are_equally_likely_under_the_kernel():
 
 
 def test_the_published_sampler_strays_as_it_is_known_to():
-    """A known flaw of it: 12% of the subsets are empty or full at N = 196."""
+    """A known flaw of the published sampler: at N = 196, 12% of the subsets are empty or full."""
     drawn = shapley_kernel_published(1, 20_000, 196, generator=torch.Generator().manual_seed(0))
     sizes = drawn.sum(dim=-1)
     assert 0.10 < ((sizes == 0) | (sizes == 196)).float().mean() < 0.14

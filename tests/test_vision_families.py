@@ -1,4 +1,4 @@
-"""The facts about families of vision transformers, held against transformers' own modules."""
+"""The facts about families of vision transformers, compared with transformers' own modules."""
 
 import pytest
 import torch

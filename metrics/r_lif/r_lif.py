@@ -2,6 +2,6 @@ from salvage_hf.evaluate_modules import shared
 
 
 class RLif(shared.RelativeMetric):
-    """R-LIF, relatively least influential first: LIF with patches drawn in proportion to the attributions."""
+    """R-LIF, relatively least influential first (Algorithm 2): LIF on patches drawn in proportion to attributions."""
 
     score = "r_lif"

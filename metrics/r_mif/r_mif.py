@@ -2,6 +2,6 @@ from salvage_hf.evaluate_modules import shared
 
 
 class RMif(shared.RelativeMetric):
-    """R-MIF, relatively most influential first: MIF with patches drawn in proportion to 1 - attributions."""
+    """R-MIF, relatively most influential first (Algorithm 2): MIF on patches drawn in proportion to 1 - attribution."""
 
     score = "r_mif"

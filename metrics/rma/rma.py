@@ -2,6 +2,6 @@ from salvage_hf.evaluate_modules import shared
 
 
 class Rma(shared.RegionMetric):
-    """RMA, relevance mass accuracy: the share of the positive attribution in an annotated region."""
+    """RMA, relevance mass accuracy (Arras et al., 2022): the share of positive attribution in an annotated region."""
 
     score = "rma"

@@ -57,7 +57,7 @@ def attention_flow(classifier: MaskedClassifier, seed: int = 0) -> Method:
     return attribute
 
 
-#: Units of flow that a capacity of 1 stands for: scipy counts in whole numbers of 32 bits.
+#: A capacity of 1 in scipy's units, which are 32-bit integers.
 _UNITS = 10**7
 
 
@@ -81,7 +81,7 @@ def _flows_from_cls(capacities: np.ndarray, num_prefix: int) -> np.ndarray:
 def _attention_maps(classifier: MaskedClassifier) -> Callable[[torch.Tensor], tuple[tuple[torch.Tensor, ...], int]]:
     """pixel_values -> (attention [B, heads, P + N, P + N] of each layer, number P of prefix tokens)."""
     num_prefix = classifier.num_prefix_tokens
-    # Other attention implementations return no maps; the classifier itself must keep its own.
+    # Only eager attention returns maps. The model is copied, because the classifier must keep its own implementation.
     model = copy.deepcopy(classifier.classifier)
     model.set_attn_implementation("eager")
 

@@ -34,7 +34,7 @@ def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
 
 @register("gradcam_plus_plus", title="GradCAM++", needs="gradients", source="Chattopadhay et al., 2018")
 def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
-    """GradCAM++: as GradCAM, its weights counting every place of a feature map by its share (eq. 19 of its paper)."""
+    """GradCAM++: a map's weight is the sum of its positive gradients times alpha (Chattopadhay et al., eq. 19)."""
     model, grid = model_with_feature_grid(classifier)
 
     def attribute(pixel_values, targets):
@@ -44,7 +44,7 @@ def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
             features, logits = features_of(model, grid, pixel_values.requires_grad_())
             gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0].float()
         features = features.detach().float()
-        # Y = exp(score): its derivatives are Y g, Y g^2 and Y g^3, and Y cancels in alpha (eq. 19 of the paper).
+        # For Y = exp(score) the derivatives are Y g, Y g^2 and Y g^3, and Y cancels in alpha.
         total = features.sum(dim=(2, 3), keepdim=True) * gradients**3
         denominator = 2 * gradients**2 + total
         alpha = torch.where(denominator != 0, gradients**2 / torch.where(denominator != 0, denominator, 1), 0)
@@ -76,7 +76,7 @@ def eigencam(classifier: MaskedClassifier, seed: int = 0) -> Method:
 
 
 class _AblatedNorm(nn.Module):
-    """Takes the place of a norm and sets channel `channels[r]` of row r's patch tokens to 0."""
+    """Replaces a norm, and sets channel `channels[r]` of the patch tokens in row r to 0."""
 
     def __init__(self, norm: nn.Module, num_prefix: int):
         super().__init__()
@@ -91,10 +91,11 @@ class _AblatedNorm(nn.Module):
 
 @register("ablationcam", title="Ablation-CAM", needs="activations", source="Desai & Ramaswamy, 2020")
 def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
-    """Ablation-CAM: feature maps weighted by what the target's logit loses without them; D forwards of the last block.
+    """Ablation-CAM: feature maps weighted by how far the target's logit falls without them.
 
-    The weights are not divided by the logit, which would only scale a map, and invert it where the logit is negative.
-    They are small differences, which a classifier in half precision rounds away: use float32.
+    This takes D forwards of the last block per image. Unlike Desai & Ramaswamy's, the weights are not divided by the
+    logit: that would only scale a map, or invert it where the logit is negative. The weights are small differences,
+    which half precision would round away: use float32.
     """
     family = classifier.token_family()
     last, name = family.block_list(classifier.classifier)[-1], family.norms[0]

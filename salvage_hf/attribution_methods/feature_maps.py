@@ -8,7 +8,7 @@ from ..vision_families import with_submodule
 
 
 class FeatureGrid(nn.Module):
-    """Takes the place of a norm and lays its patch tokens out as D maps on the grid, which `view` shows to hooks."""
+    """Replaces a norm, and lays its patch tokens out as D maps on the grid: the output of `view`, for hooks to read."""
 
     def __init__(self, norm: nn.Module, num_prefix: int):
         super().__init__()
@@ -16,7 +16,7 @@ class FeatureGrid(nn.Module):
         self.grid_size = (0, 0)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """As the norm, [B, P + N, D]."""
+        """What the norm returns, [B, P + N, D]."""
         tokens = self.norm(hidden_states)
         prefix, patches = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
         maps = self.view(patches.transpose(1, 2).unflatten(2, self.grid_size))  # [B, D, rows, columns]
@@ -24,7 +24,7 @@ class FeatureGrid(nn.Module):
 
 
 def model_with_feature_grid(classifier: MaskedClassifier) -> tuple[nn.Module, FeatureGrid]:
-    """A view of the classifier with a `FeatureGrid` for the first norm of its last block."""
+    """A view of the classifier with a `FeatureGrid` for the first norm of its last block, and this grid."""
     model, family = classifier.classifier, classifier.token_family()
     blocks, name = family.block_list(model), family.norms[0]
     grid = FeatureGrid(blocks[-1].get_submodule(name), classifier.num_prefix_tokens)

@@ -9,7 +9,7 @@ from .registry import Method, patch_sums, register
 
 
 def _pixel_gradients(classifier: MaskedClassifier, pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Gradient of the target's logit by the pixels, [B, C, H, W]."""
+    """Gradient of the target's logit with respect to the pixels, [B, C, H, W]."""
     pixel_values = pixel_values.detach().requires_grad_()
     with torch.enable_grad():
         score = target_logits(classifier.classifier(pixel_values).logits, targets)
@@ -29,7 +29,7 @@ def saliency(classifier: MaskedClassifier, seed: int = 0) -> Method:
 
 @register("smoothgrad", title="SmoothGrad", needs="gradients", source="Smilkov et al., 2017")
 def smoothgrad(classifier: MaskedClassifier, seed: int = 0, num_samples: int = 50, noise_level: float = 0.15) -> Method:
-    """SmoothGrad: the mean gradient over noisy copies of the image, then as saliency.
+    """SmoothGrad: saliency from the mean gradient over noisy copies of the image.
 
     Args:
         classifier: the classifier to explain.
@@ -55,7 +55,7 @@ def smoothgrad(classifier: MaskedClassifier, seed: int = 0, num_samples: int = 5
 
 @register("integrated_gradients", title="Int. Grad.", needs="gradients", source="Sundararajan et al., 2017 (captum)")
 def integrated_gradients(classifier: MaskedClassifier, seed: int = 0, num_steps: int = 50) -> Method:
-    """Integrated gradients of the target's logit from the mean colour (zeros), summed over a patch.
+    """Integrated gradients of the target's logit, from an image of the mean colour (zeros), summed over each patch.
 
     Args:
         classifier: the classifier to explain.

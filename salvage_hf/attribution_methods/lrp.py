@@ -1,7 +1,7 @@
-"""Layer-wise relevance propagation: the forward pass of a transformer, each operation under the rules of a method.
+"""Layer-wise relevance propagation: the forward pass of a transformer, whose operations follow a method's rules.
 
 A rule is an operation with a backward pass of its own, so that `torch.autograd.grad` returns relevance in place of the
-gradient. `Rules` has the operations as they are; the subclasses change what their paper changes.
+gradient. `Rules` has the ordinary operations; each subclass changes those that its paper changes.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .registry import Method, register
 
 
 class Rules:
-    """The operations of a vision transformer, forward and backward as they are."""
+    """The operations of a vision transformer, with ordinary forward and backward passes."""
 
     def linear(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         """A fully connected layer."""
@@ -28,7 +28,7 @@ class Rules:
         return layer(x)
 
     def activation(self, function: Callable, x: torch.Tensor) -> torch.Tensor:
-        """A non-linear function of single numbers."""
+        """An element-wise non-linear function."""
         return function(x)
 
     def softmax(self, scores: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -40,11 +40,11 @@ class Rules:
         return factor * x
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """A matrix product of two things that both depend on the image."""
+        """A matrix product of two tensors that both depend on the image."""
         return a @ b
 
     def gate(self, gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """A product element by element."""
+        """An element-wise product."""
         return gate * x
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class Rules:
 
 
 def walk(classifier: MaskedClassifier, tokens: torch.Tensor, rules: Rules) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The classifier on embedded tokens [B, P + N, D] under some rules.
+    """Runs the classifier on embedded tokens [B, P + N, D] with the operations of `rules`.
 
     Returns:
         logits [B, K]; attention probabilities of every block, [B, heads, P + N, P + N] each.
@@ -115,7 +115,7 @@ def _head(rules: Rules, classifier: MaskedClassifier, tokens: torch.Tensor) -> t
 
 
 def _divided(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a / b, moved a little away from 0 with the sign of b; 0 where b is 0."""
+    """a / b, with b moved by 1e-9 away from 0; the quotient is 0 where b is 0."""
     return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b + 1e-9 * b.sign()))
 
 
@@ -132,7 +132,7 @@ class _PassedOn(Function):
 
 
 class _InProportion(Function):
-    """Relevance in proportion to what each entry of an input adds to the output: x f'(x) R / f(x), times a share."""
+    """Relevance in proportion to what each input entry contributes to the output: x f'(x) R / f(x), times `share`."""
 
     @staticmethod
     def forward(ctx, function, share, *inputs):
@@ -150,7 +150,7 @@ class _InProportion(Function):
 
 
 class _PositiveLinear(Function):
-    """The z+ rule (alpha = 1, beta = 0): in proportion to the positive products of weight and input; no bias."""
+    """The z+ rule (alpha = 1, beta = 0): relevance in proportion to the positive weight-input products; no bias."""
 
     @staticmethod
     def forward(ctx, x, layer):
@@ -167,7 +167,7 @@ class _PositiveLinear(Function):
 
 
 class _Residual(Function):
-    """Relevance in proportion to both summands, then scaled so that each image's sum stays (eq. 10 of the paper)."""
+    """Relevance in proportion to both summands, scaled to keep the sum of each image (Chefer et al., eq. 10)."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -190,7 +190,7 @@ def _image_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 class _BeyondAttentionRules(Rules):
-    """Chefer et al., 2021: Deep Taylor's z+ rule for linear layers, shares for products, a stable residual."""
+    """Chefer et al., 2021: the z+ rule for linear layers, half to each factor of a product, sums kept at residuals."""
 
     def linear(self, layer, x):
         return _PositiveLinear.apply(x, layer)
@@ -222,11 +222,12 @@ class _BeyondAttentionRules(Rules):
 
 @register("lrp", title="LRP", needs="gradients", source="Chefer et al., 2021")
 def lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
-    """LRP beyond attention: relevance through all layers, then the rollout of I + mean of heads (gradient relevance)+.
+    """LRP beyond attention: relevance through all layers, then a rollout of the relevant attention.
 
-    As published, CLS's row of the rollout is the map, also where the head averages the patches beside CLS (DINOv2).
+    A layer's factor in the rollout is I + the mean over heads of (gradient * relevance)+. As published, CLS's row of
+    the rollout is the map, even where the head also averages the patches (DINOv2).
     """
-    classifier.token_family()  # other models are refused at once
+    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
     rules = _BeyondAttentionRules()
 
     def attribute(pixel_values, targets):
@@ -237,12 +238,12 @@ def lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
             logits, attentions = walk(classifier, tokens, Rules())
             gradients = torch.autograd.grad(target_logits(logits, targets).sum(), attentions)
             logits, attentions = walk(classifier, tokens, rules)
-            # One for the target. With one label its logit speaks for both classes, the gradient has the sign.
+            # Relevance is 1 at the target. With one label both targets have its logit, and `gradients` has the sign.
             start = torch.zeros_like(logits)
             start[torch.arange(len(targets)), targets if logits.shape[-1] > 1 else 0] = 1
             relevances = torch.autograd.grad(logits, attentions, start)
         identity = torch.eye(tokens.shape[1], device=tokens.device, dtype=tokens.dtype)
-        row = identity[:1]  # [1, P + N]: what CLS holds at the end is CLS's
+        row = identity[:1]  # [1, P + N]: CLS's row of the rollout, multiplied from the last layer to the first
         for gradient, relevance in zip(reversed(gradients), reversed(relevances), strict=True):
             row = row @ (identity + (gradient * relevance).clamp_min(0).mean(dim=1))
         return row[:, 0, classifier.num_prefix_tokens :]
@@ -253,7 +254,7 @@ def lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
 class _ConservativeRules(Rules):
     """Ali et al., 2022: attention probabilities and the deviation in a layer norm count as constants.
 
-    The gates of GELU, SiLU and SwiGLU as well: with them relevance would not be conserved.
+    So do the gates of GELU, SiLU and SwiGLU: otherwise relevance would not be conserved.
     """
 
     def norm(self, layer, x):
@@ -262,7 +263,7 @@ class _ConservativeRules(Rules):
         return centred / deviation.detach() * layer.weight + layer.bias
 
     def activation(self, function, x):
-        # GELU and SiLU are x times a gate.
+        # GELU and SiLU are x times a gate, which is function(x) / x.
         return x * torch.where(x == 0, 0, function(x) / torch.where(x == 0, 1, x)).detach()
 
     def softmax(self, scores, scaling):
@@ -274,8 +275,8 @@ class _ConservativeRules(Rules):
 
 @register("conservative_lrp", title="Cons. LRP", needs="gradients", source="Ali et al., 2022")
 def conservative_lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
-    """Conservative propagation: gradient times input of embedded tokens, attention, norms and gates as constants."""
-    classifier.token_family()  # other models are refused at once
+    """Conservative propagation: gradient times input at the embedded tokens; attention, norms, gates are constants."""
+    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
 
     def attribute(pixel_values, targets):
         return conservative_relevance(classifier, pixel_values, targets)[:, classifier.num_prefix_tokens :]

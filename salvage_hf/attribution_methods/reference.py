@@ -1,4 +1,4 @@
-"""What any method has to beat."""
+"""The reference that any method has to beat: random maps."""
 
 from ..keyed_random import KeyedGenerator, image_keys
 from ..masking import MaskedClassifier

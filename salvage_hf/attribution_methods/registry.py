@@ -9,7 +9,7 @@ import torch
 from ..masking import MaskedClassifier
 from ..targets import check_targets
 
-#: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions float32 [B, N]; `load` brings both to the classifier.
+#: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions float32 [B, N]; on the classifier's device.
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -43,8 +43,8 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
     Args:
         name: a key of `REGISTRY`.
         classifier: the classifier to explain.
-        seed: of the methods that draw; the others ignore it.
-        options: of the method itself (`explainer=` for "salvage", `budget=` for "rise").
+        seed: seed of the method's random numbers; most methods draw none and ignore it.
+        options: further arguments of the method (`explainer=` for "salvage", `budget=` for "rise").
 
     Returns:
         The method; it raises ValueError where `targets` are not one class per image, or images are not whole patches.
@@ -59,7 +59,7 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
                 f"targets must be one class per image, [{len(pixel_values)}], got shape {list(targets.shape)}"
             )
         check_targets(targets, classifier.num_labels)
-        classifier.patch_grid(pixel_values)  # else some would leave out the pixels beyond the last whole patch
+        classifier.patch_grid(pixel_values)  # raises where a method would ignore pixels beyond the last whole patch
         return method(pixel_values.to(classifier.device), targets.to(classifier.device)).float()
 
     return attribute

@@ -18,8 +18,8 @@ from .registry import Method, patch_sums, register
 def rise(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
     """Randomised input sampling: the mean of v(S) over random subsets that show the patch.
 
-    Masks are subsets of patches, through v(S), with every patch shown with probability 1/2. The published masks are
-    upsampled and shifted, because they are made for models without patches; these are not.
+    A mask is a subset of patches, passed to v(S), that shows each patch with probability 1/2. Petsiuk et al. upsample
+    and shift their masks, because they explain models without patches; this is not needed here.
 
     Args:
         classifier: the classifier to explain.
@@ -35,7 +35,7 @@ def rise(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Met
         value = value_at(classifier, pixel_values)
         generator = KeyedGenerator("subsets of RISE", seed, keys=image_keys(pixel_values))
         total, shown = 0, 0
-        for number in torch.arange(budget).split(512):  # the subsets never stand in memory at once
+        for number in torch.arange(budget).split(512):  # the subsets are never all in memory
             masks = generator.uniform(len(number), rows * columns) < 0.5
             predictions = target_probability(value(masks), targets)
             total = total + (predictions.to(masks.device)[:, None] @ masks.float())[:, 0]
@@ -47,7 +47,7 @@ def rise(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Met
 
 @register("vit_cx", title="ViT-CX", needs="masked forwards", source="Xie et al., 2023")
 def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: float = 0.1) -> Method:
-    """ViT-CX: feature maps, clustered, as masks over the pixels; each mask weighs its causal impact on the prediction.
+    """ViT-CX: clustered feature maps are masks over the pixels, weighted by their causal impact on the prediction.
 
     Masks: the feature maps are upsampled to the image and scaled to 0..1; those with a cosine similarity above
     1 - distance_threshold are added up (complete linkage), and the sum is scaled again. The impact of a mask is the
@@ -106,7 +106,7 @@ def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximato
 
     def attribute(pixel_values, targets):
         rows, columns = classifier.patch_grid(pixel_values)
-        # Fewer subsets than unknowns leave its regression singular, with values of any size.
+        # With fewer subsets than unknowns KernelSHAP's regression is singular, and its values may be of any size.
         least = rows * columns + 1 if approximator == "KernelSHAP" else 1
         if budget < least:
             raise ValueError(f"budget must be at least {least} for {rows * columns} patches, got {budget}")
@@ -129,7 +129,7 @@ def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximato
 
 @register("kernelshap", title="KernelSHAP", needs="masked forwards", source="Lundberg & Lee, 2017 (shapiq)")
 def kernelshap(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
-    """Shapley values of v(S) by weighted least squares over `budget` subsets per image; an estimate for reference."""
+    """Shapley values of v(S) by weighted least squares over `budget` subsets per image; for reference."""
     return _by_shapiq(classifier, seed, budget, "KernelSHAP")
 
 

@@ -29,11 +29,11 @@ def method_of(name: str, objective: Objective):
 
         return attribute
 
-    moved = (
+    normalisation = (
         ", moved to sum to v(N) - v(empty), which takes two forwards of the classifier" if objective.normalised else ""
     )
     build.__name__ = name
-    build.__doc__ = f"""phi of the target class by an explainer of the objective {objective.title}{moved}.
+    build.__doc__ = f"""phi of the target class by an explainer of the objective {objective.title}{normalisation}.
 
     Args:
         classifier: the classifier to explain.
@@ -53,7 +53,7 @@ def load_explainer(explainer, objective: str, classifier: MaskedClassifier):
 
     Args:
         explainer: a `SalvageModel`, its folder or its name on the Hub.
-        objective: the objective that it has to be trained by.
+        objective: the name of the objective that it must have been trained by.
         classifier: the classifier; the explainer must have its labels.
 
     Raises:
@@ -63,7 +63,8 @@ def load_explainer(explainer, objective: str, classifier: MaskedClassifier):
         explainer = AutoModel.from_pretrained(explainer, dtype=torch.float32)
     if explainer.config.objective != objective:
         raise ValueError(
-            f"explainer was trained by the objective {explainer.config.objective!r}, needed is one by {objective!r}"
+            f"explainer was trained by the objective {explainer.config.objective!r}, "
+            f"the method needs one by {objective!r}"
         )
     theirs, ours = explainer.config.id2label, classifier.config.id2label
     if theirs != ours:

@@ -1,1 +1,1 @@
-"""Labelled images: read and checked, in the classifier's labels, and as its image processor makes them."""
+"""Labelled images: loading and checking them, translating their labels, and processing them for a classifier."""

@@ -16,20 +16,20 @@ from .regions import mask_paths, read_mask
 
 
 class ProcessedImages(torch.utils.data.Dataset):
-    """Images as a classifier takes them: {"pixel_values": [C, H, W], "ids": index} per item, and what is known of it.
+    """Images as a classifier takes them: an item is {"pixel_values": [C, H, W], "ids": index, ...}.
 
-    Items have "labels" (the classifier's) where `config` is given, "masks" (bool [H, W]) where `mask_dir` is, and
-    "patch_features" [N, D] once `patch_features` [len(self), N, D] is set.
+    Items also have "labels" (the classifier's) if `config` is given, "masks" (bool [H, W]) if `mask_dir` is given, and
+    "patch_features" [N, D] once the attribute `patch_features` [len(self), N, D] is set.
 
     Args:
-        dataset: of `load_images`.
+        dataset: what `load_images` returned.
         processor: the classifier's image processor.
         config: the classifier's config, to translate labels; None leaves the labels out.
         image_column, label_column: names of the columns.
-        num_views: items per image: itself, and random views of it (`random_view`). Item i is view i // I of image
-            i % I, where I is the number of images; it is the same view each time, so that its features can be kept.
+        num_views: items per image: the image itself, then random views of it (`random_view`). Item i is view i // I of
+            image i % I, where I is the number of images; it is the same view each time, so its features can be kept.
         seed: seed of the random views.
-        mask_dir: a folder with the annotated region of the image CLASS/NAME.* in CLASS/NAME.png, white where it is.
+        mask_dir: a folder in which CLASS/NAME.png shows the annotated region of the image CLASS/NAME.* in white.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class ProcessedImages(torch.utils.data.Dataset):
 
 
 def random_view(picture: PILImage.Image, size: float, x: float, y: float, mirror: float) -> PILImage.Image:
-    """A part of a picture with its aspect ratio and half to all of its area, mirrored every second time.
+    """A part of a picture with the same aspect ratio and half to all of its area, mirrored where `mirror` < 0.5.
 
     Args:
         picture: the picture.
-        size, x, y, mirror: four numbers in 0..1 that choose area, place and whether it is mirrored.
+        size, x, y, mirror: random numbers in 0..1 that choose the area, the place, and whether to mirror.
     """
     side = (0.5 + 0.5 * size) ** 0.5
     width, height = max(1, round(side * picture.width)), max(1, round(side * picture.height))
@@ -93,7 +93,7 @@ def random_view(picture: PILImage.Image, size: float, x: float, y: float, mirror
 
 
 def content_digest(images: ProcessedImages, indices: list[int]) -> str:
-    """A digest of some images' files, and of their masks; one file in memory at a time."""
+    """A digest of the files of some images and of their masks; one file is in memory at a time."""
     files = []
     for index in indices:
         image = images.images[index][images.image_column]

@@ -1,4 +1,4 @@
-"""The labels of a data set in those of the classifier."""
+"""Translates the labels of a data set into those of the classifier."""
 
 import logging
 import re
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 def match_labels(names: list[str], config) -> list[int]:
     """For each label of a data set, the label of the classifier.
 
-    Names are compared without case, underscores, and the WordNet id before them ("n01440764_tench" is "tench").
+    Names are compared without case, underscores and a leading WordNet id ("n01440764_tench" is "tench").
     Classifiers whose labels have no names (LABEL_0, ...) keep the data set's order.
 
     Args:
         names: label names of the data set, in its order.
-        config: the classifier's, with `id2label`. With one label, 1 is the data set's label of that name.
+        config: the classifier's, with `id2label`. With one label, that name becomes 1 and the other one 0.
 
     Returns:
         One index per name.
@@ -31,12 +31,12 @@ def match_labels(names: list[str], config) -> list[int]:
     num_classes = max(config.num_labels, 2)
     if unnamed and len(names) == num_classes:
         return list(range(num_classes))
-    own = [_plain(name) for name in names]
-    if config.num_labels == 1 and len(own) <= 2 and own.count(wanted[0]) == 1:
-        return [int(name == wanted[0]) for name in own]
-    matches = [[index for index, name in enumerate(wanted) if name == mine] for mine in own]
+    plain = [_plain(name) for name in names]
+    if config.num_labels == 1 and len(plain) <= 2 and plain.count(wanted[0]) == 1:
+        return [int(name == wanted[0]) for name in plain]
+    matches = [[index for index, label in enumerate(wanted) if label == name] for name in plain]
     wrong = [name for name, found in zip(names, matches, strict=True) if len(found) != 1]
-    if wrong or len(set(own)) != len(own):
+    if wrong or len(set(plain)) != len(plain):
         raise ValueError(
             f"labels of the data set cannot be matched to the classifier's: {wrong or names} against "
             f"{list(config.id2label.values())}; rename them, or train with target='predicted', which needs no labels"
@@ -45,7 +45,7 @@ def match_labels(names: list[str], config) -> list[int]:
 
 
 def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
-    """The classifier's label of every image; ValueError where the column holds no labels of the classifier."""
+    """The classifier's label of every image; raises ValueError where a label is not one of the classifier's."""
     if column not in dataset.column_names:
         raise ValueError(f"no column {column!r} in the data set, its columns are {dataset.column_names}")
     feature, values = dataset.features[column], dataset[column]
@@ -54,13 +54,14 @@ def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
         return list(values)
     mapping = match_labels(feature.names, config)
     _check_range(values, len(mapping), column)
-    own = target_names(label_names(config))
-    named = [f"{name} -> {own[index]}" for name, index in zip(feature.names, mapping, strict=True)]
+    classifier_names = target_names(label_names(config))
+    named = [f"{name} -> {classifier_names[index]}" for name, index in zip(feature.names, mapping, strict=True)]
     logger.info("Labels of the data set and of the classifier: %s", ", ".join(named))
     return [mapping[value] for value in values]
 
 
 def _plain(name: str) -> str:
+    """A name in the form in which names are compared."""
     return re.sub(r"^n\d{8}[_ ]", "", str(name)).replace("_", " ").strip().lower()
 
 

@@ -1,4 +1,4 @@
-"""Images from the Hub or a folder, each of whose files has been opened once."""
+"""Images from the Hub or a folder; every file is opened once, so that broken ones show before any work begins."""
 
 import glob
 import logging
@@ -21,7 +21,7 @@ def load_images(
     image_column: str = "image",
     on_bad_image: str = "refuse",
 ) -> Dataset:
-    """A split of images whose files have all been opened once.
+    """Loads a split of images, undecoded, after it has opened every file once.
 
     Args:
         dataset_name: a data set on the Hub.
@@ -35,17 +35,17 @@ def load_images(
     if on_bad_image not in ("refuse", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r} is neither 'refuse' nor 'skip'")
     if folder is not None:
-        if not folder or not Path(folder).is_dir():  # "" would be the folder one is in
+        if not folder or not Path(folder).is_dir():  # "" would mean the working directory
             raise ValueError(f"{folder!r} is not a folder")
         try:
             # With data_dir, datasets would sort files into splits by words in their names ("..._val_12.jpg").
             files = {"train": f"{glob.escape(str(Path(folder).resolve()))}/**"}
-            # `datasets` would drop the label of a class that stands alone. It reads no hidden files.
+            # With a single class, `datasets` would drop the label. Hidden files do not count: it ignores them.
             entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
             drop_labels = False if [entry.is_dir() for entry in entries] == [True] else None
             dataset = load_dataset("imagefolder", data_files=files, split="train", drop_labels=drop_labels)
         except Exception as error:
-            # datasets reports an empty folder by one of several exception types, depending on what it finds in it
+            # `datasets` raises several types of exception for a folder without images
             raise ValueError(f"no images found in {folder!r}: expected one sub-folder per class ({error})") from error
     else:
         dataset = load_dataset(dataset_name, split=split)
@@ -74,7 +74,7 @@ def load_images(
 def _why_unreadable(example: dict, column: str) -> dict[str, str]:
     try:
         open_image(example[column])
-    except Exception as error:  # Pillow's decoders raise many types
+    except Exception as error:  # Pillow raises many types of error
         return {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
     return {"unreadable": ""}
 
@@ -86,7 +86,7 @@ def open_image(image: dict[str, Any] | str | Path) -> PILImage.Image:
         raise ValueError("the image is missing")
     with PILImage.open(source) as opened:
         picture = ImageOps.exif_transpose(opened)
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+    if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"pixels from {values.min()} to {values.max()}; images of 8 or 16 bits are needed")
@@ -97,7 +97,7 @@ def open_image(image: dict[str, Any] | str | Path) -> PILImage.Image:
 
 
 def image_names(dataset: Dataset, image_column: str = "image") -> list[str]:
-    """A name of every image for reports: "folder/file" where it has a path, else its number."""
+    """A name for every image: "folder/file" where it has a path, otherwise its index."""
     return [
         "/".join(Path(image["path"]).parts[-2:]) if image and image["path"] else str(index)
         for index, image in enumerate(dataset[image_column])

@@ -1,4 +1,4 @@
-"""What an image processor does to a picture: which size comes out, which part is seen, and the way back."""
+"""What an image processor does to a picture: the size it returns, the part it keeps, and how to undo it."""
 
 import torch
 
@@ -7,7 +7,7 @@ Box = tuple[int, int, int, int]
 
 
 def processed_size(processor) -> tuple[int, int] | None:
-    """(height, width) of the images an image processor returns, None where it depends on the image."""
+    """(height, width) of the images that an image processor returns; None where it depends on the image."""
     size = processor.size or {}
     if getattr(processor, "do_center_crop", False):
         size = processor.crop_size

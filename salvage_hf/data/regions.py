@@ -11,17 +11,17 @@ from .processors import processed_box
 
 
 def mask_paths(mask_dir: str, names: list[str]) -> list[Path]:
-    """The mask of every image: of the image "CLASS/NAME.*" the file mask_dir/CLASS/NAME.png.
+    """The mask file of every image: mask_dir/CLASS/NAME.png for the image "CLASS/NAME.*".
 
     Args:
         mask_dir: the folder of the masks.
-        names: of the images, as `image_names` gives them.
+        names: the images' names, as `image_names` returns them.
 
     Raises:
         ValueError: where an image has no file name, no mask, or the same mask as another one.
     """
     paths = [Path(mask_dir, name).with_suffix(".png") for name in names]
-    if nameless := [name for name in names if name.isdigit()]:  # numbers, which leaving images out changes
+    if nameless := [name for name in names if name.isdigit()]:  # indices, which change when images are left out
         raise ValueError(f"mask_dir={mask_dir!r} needs images with file names, {len(nameless)} have none")
     if shared := [str(path) for path, number in Counter(paths).items() if number > 1]:
         raise ValueError(f"mask_dir={mask_dir!r}: several images would have the same mask: {shared[:5]}")
@@ -31,7 +31,7 @@ def mask_paths(mask_dir: str, names: list[str]) -> list[Path]:
 
 
 def read_mask(path: Path, processor, height: int, width: int) -> torch.Tensor:
-    """The region in what a processor shows of the picture: bool [height, width], True inside (white in the file)."""
+    """The region within the part of a picture that a processor keeps: bool [height, width], True where white."""
     with PILImage.open(path) as opened:
         mask = opened.convert("L")
     values = np.asarray(mask)

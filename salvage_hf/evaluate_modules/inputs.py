@@ -1,4 +1,4 @@
-"""Checks of what users hand to the metrics, and the forms in which it is computed with."""
+"""Checks what users give to the metrics, and converts it for the computation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from ..targets import check_targets
 
 
 def check_one_per_image(num_images: int, **arguments: Any) -> None:
-    """Raises ValueError where an argument that is given does not hold one item per image."""
+    """Raises ValueError where an argument that is not None does not hold one item per image."""
     for name, values in arguments.items():
         if values is not None and len(values) != num_images:
-            raise ValueError(f"{name} are {len(values)}, predictions {num_images}: one per image is needed")
+            raise ValueError(f"{name}: {len(values)} items for {num_images} predictions; one per image is needed")
 
 
 def patch_maps(predictions: list) -> torch.Tensor:
-    """Nested lists [B][N] -> float32 [B, N], finite."""
+    """Nested lists [B][N] -> float32 [B, N]; raises ValueError where lengths differ or values are not finite."""
     lengths = sorted({len(prediction) for prediction in predictions})
     if len(lengths) > 1:
         raise ValueError(f"predictions have different numbers of patches: {lengths}")
     maps = torch.from_numpy(np.array(predictions, dtype=np.float32))
-    # The scores check this too, but batch by batch: here before the first batch is paid for, and images are counted
-    # over all batches.
+    # The scores check this too, but per batch. Here the check comes before any forward, and images are counted over all
+    # batches.
     bad = (~maps.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"predictions are NaN or infinite for the images at {bad[:10]}")
@@ -63,9 +63,9 @@ def stacked(images: Any) -> torch.Tensor:
 
 
 def value_function(model: Any, targets: torch.Tensor) -> MaskedClassifier | ValueFunction:
-    """v(S) from what a user gives as `model`, once the targets are known to be among its classes.
+    """v(S) from what a user gives as `model`; raises ValueError where targets are not among its classes.
 
-    A function says how many classes it has by its first answer: there its answers are checked.
+    A function shows its number of classes only in its answers, so these are checked instead.
     """
     v = as_value_function(model)
     if isinstance(v, MaskedClassifier):

@@ -29,8 +29,8 @@ def metric_scripts() -> dict[str, Path]:
 def register() -> None:
     """Makes `evaluate.load` and `evaluate.combine` know the names of the metrics, in this process.
 
-    This happens at once where `evaluate` is imported already, else right after it is imported. It is not imported here,
-    because that takes seconds that nobody should pay who uses no metric.
+    This happens at once if `evaluate` is imported already, otherwise right after it is imported. It is not imported
+    here, because that takes seconds, which would be wasted where no metric is used.
     """
     if _LOADING in sys.modules:
         _patch(sys.modules[_LOADING])
@@ -41,7 +41,7 @@ def register() -> None:
 def load_metric(name: str, **options: Any) -> Any:
     """Loads a metric of this library: `evaluate.load` with the path of its script in place of its name.
 
-    It needs neither the names that `register` makes known nor the module cache, and never asks the Hub.
+    It needs neither `register` nor the module cache, and never asks the Hub.
 
     Args:
         name: "srg", "lif" or "mif" (Algorithm 1), "r_srg", "r_lif" or "r_mif" (Algorithm 2), "rra" or "rma".
@@ -66,7 +66,7 @@ def load_metric(name: str, **options: Any) -> Any:
 
 
 def seed_module_cache() -> list[str]:
-    """Copies the metrics into the module cache of `evaluate`, where processes find them that never import this library.
+    """Copies the metrics into the module cache of `evaluate`, so that processes find them without this import.
 
     The library must still be installed, and `evaluate` looks on the Hub first. Repeat this after an upgrade.
 
@@ -94,7 +94,7 @@ def seed_module_cache() -> list[str]:
 
 
 def _patch(loading: ModuleType) -> None:
-    """Puts a look-up of the metrics' names before the one of `evaluate.loading`; a second call changes nothing."""
+    """Makes `evaluate.loading` look up the metrics' names first; a second call changes nothing."""
     factory = loading.evaluation_module_factory
     if hasattr(factory, "knows_salvage"):
         return
@@ -111,7 +111,7 @@ def _patch(loading: ModuleType) -> None:
 
 
 class _PatchesLoading(MetaPathFinder):
-    """Finds `evaluate.loading` where Python would find it, and patches it right after it is executed."""
+    """An import hook that patches `evaluate.loading` right after Python has imported it, and then removes itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -2,7 +2,7 @@
 
 A module in metrics/ is a docstring and the name of a score. The rest comes from its family's class here and from the
 score's entry in `SCORES`. The modules import this module and not its classes, because `evaluate` takes the first metric
-class that it finds among a module's names. Nothing else imports it: it imports `evaluate`, which takes seconds.
+class that it finds among a module's names. Nothing else imports this module, because `evaluate` takes seconds to load.
 
 Maps and classes are features of a metric. Images, masks and models are keyword arguments, because `evaluate` copies
 features through Arrow.
@@ -31,7 +31,7 @@ Args:
     model: the classifier: a `MaskedClassifier`, a Hugging Face image classifier, its name, or a function
         (pixel_values [B, C, H, W], subsets bool [B, M, N]) -> probabilities [B, M, K].
     seed: seed of all random numbers.
-    ids: int [B], what the random numbers of an image are keyed by; its pixels when None.
+    ids: int [B], the keys of the images' random numbers; their pixels when None.
     batch_size: how many images are computed at a time; changes memory, not results.
 """
 
@@ -39,7 +39,7 @@ _RELATIVE_INPUTS = _RANK_INPUTS.replace(
     "    seed:",
     """    n_masks: draws per subset size and direction.
     budget: forwards per image, in place of n_masks.
-    target_stderr: with a budget, as many forwards again until the standard error of an image's R-SRG is at most this.
+    target_stderr: with a budget: spend it repeatedly until the standard error of an image's R-SRG is at most this.
     seed:""",
 )
 
@@ -85,7 +85,7 @@ class AttributionMetric(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any] | None:
-        """Scores these maps, or those added before."""
+        """Scores these maps, or those added by `add` and `add_batch`."""
         if predictions is None and self.writer is None:
             raise ValueError(f"{self.score} needs predictions")
         return super().compute(predictions=predictions, references=references, **kwargs)
@@ -136,8 +136,8 @@ class FaithfulnessMetric(AttributionMetric):
     def _summary(self, scores: Any) -> dict[str, Any]:
         """Means, standard errors and curves, in Python's own types.
 
-        A difference has its two terms beside it. Another score keeps what the same pass gave under one name, so that
-        `evaluate.combine` of both terms still returns each under its plain name.
+        A difference returns its two terms too. Other scores return the rest of their pass under "same_pass", so that
+        `evaluate.combine` of both terms finds no name twice, and keeps the names as they are.
         """
         score = SCORES[self.score]
         per_image = getattr(scores, score.name)
@@ -195,9 +195,9 @@ class RegionMetric(AttributionMetric):
         self._require(masks=masks)
         check_one_per_image(len(predictions), masks=masks)
         score = SCORES[self.score].of_region
-        assert score is not None  # as every score of this family has it
+        assert score is not None  # every score of this family has it
         scores = []
-        # One by one: the images of a data set, and so its masks, often differ in size.
+        # One by one, because the images of a data set, and so its masks, often differ in size.
         for index, (prediction, mask) in enumerate(zip(predictions, masks, strict=True)):
             try:
                 mask = torch.as_tensor(mask).cpu()

@@ -34,7 +34,7 @@ def bright_object(pixel_values: torch.Tensor, subsets: torch.Tensor) -> torch.Te
 
 
 def example() -> tuple[dict[str, list], dict[str, Any]]:
-    """Three maps of the example image by their names, each [1][N], and all other arguments that a metric may take."""
+    """Three named maps of the example image, each [1][N], and all other arguments that a metric may take."""
     brightness = torch.zeros(4, 4)
     brightness[1:3, 1:3] = torch.tensor([[1.0, 0.8], [0.6, 0.4]])
     pixel_values = brightness.repeat_interleave(_PATCH, 0).repeat_interleave(_PATCH, 1)[None, None]
@@ -64,7 +64,7 @@ def build(script: Path):
 
     metric = evaluate.load(str(script), keep_in_memory=True)
     maps, arguments = example()
-    taken = inspect.signature(metric._compute).parameters  # those of its family
+    taken = inspect.signature(metric._compute).parameters  # a metric takes the arguments of its family only
     arguments = {name: value for name, value in arguments.items() if name in taken}
     card = script.with_name("README.md").read_text(encoding="utf-8").split("---", 2)[2]  # without the front matter
 

@@ -1,1 +1,1 @@
-"""Methods compared: scores, cost, tables, figures and the report."""
+"""Comparison of attribution methods: scores, cost, tables, figures and the report."""

@@ -20,13 +20,13 @@ from .results import ARMS, Arm, earlier_ablation
 from .scores import SCORES
 from .tables import Cell, Table, percent
 
-#: The scores of an arm.
+#: The scores measured for every run.
 SCORED = ("srg", "r_srg")
 
 
 @dataclass
 class AblationArguments:
-    """Arguments of scripts/ablation.py beside those of scripts/train.py, which all arms share."""
+    """Arguments of scripts/ablation.py, in addition to those of scripts/train.py, which all arms share."""
 
     seeds: list[int] = arg([0, 1, 2], "Every arm is run with each seed.")
     vit_shapley_learning_rate: float | None = arg(
@@ -40,19 +40,18 @@ class AblationArguments:
     )
 
     def __post_init__(self):
-        check_arguments(self)  # before hours of training
+        check_arguments(self)  # fails before hours of training
 
 
 def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
-    """Trains every arm with every seed, equal steps and forwards each, and scores the last models.
+    """Trains every arm with every seed, with equal steps and forwards, and scores the last models.
 
-    An objective that asks for v of no patch and of all beside its subsets gets two subsets less.
-
+    Objectives that also ask for v of no patch and of all patches get two subsets fewer, to keep the forwards equal.
     Finished runs are kept in ablation.json; a run that was stopped goes on from its last checkpoint.
 
     Args:
-        args: of the ablation.
-        shared: of every training run; objective, sampling, seed and learning rate are the arms'.
+        args: the arguments of the ablation.
+        shared: the arguments of all training runs; the arms set objective, sampling, seed and learning rate.
 
     Returns:
         What ablation.json holds (see `results`).
@@ -68,7 +67,7 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
     ablation = earlier_ablation(folder, settings)
     if ablation is None:
         ablation = {"settings": settings, "arms": {}}
-        if write:  # at once: a checkpoint alone would not tell that the steps have changed
+        if write:  # before training: a checkpoint alone does not show whether the steps have changed
             write_json(folder / "ablation.json", ablation)
     for seed in args.seeds:
         for name, arm in ARMS.items():
@@ -87,9 +86,9 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
 
 
 def _check(shared: ExplainerArguments) -> None:
-    """Raises ValueError where an argument is missing that training alone can do without."""
+    """Raises ValueError where an argument is missing that an ablation needs and training does not."""
     if not shared.max_train_steps:
-        raise ValueError("an ablation needs max_train_steps: all arms make as many")
+        raise ValueError("an ablation needs max_train_steps, which is the same for all arms")
     if not shared.validation_dir:
         splits = get_dataset_split_names(shared.dataset_name) if shared.dataset_name else []
         if "validation" not in splits:
@@ -104,7 +103,7 @@ def _check(shared: ExplainerArguments) -> None:
 
 
 def _settings(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
-    """What all runs must have in common; the number of steps too, although one training run may go on for longer."""
+    """What all runs must have in common: also the number of steps, which a single training run may change."""
     may_change = names_with(shared, MAY_CHANGE) - {"max_train_steps"} | {"seeds"}
     return {name: value for name, value in {**asdict(shared), **asdict(args)}.items() if name not in may_change}
 
@@ -112,10 +111,10 @@ def _settings(args: AblationArguments, shared: ExplainerArguments) -> dict[str, 
 def train_and_score(
     args: AblationArguments, shared: ExplainerArguments, folder: Path, arm: Arm, seed: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """One arm with one seed.
+    """Trains and scores one arm with one seed.
 
     Returns:
-        The history of the training with the last model's scores per image, and digests of what scored it.
+        The training's history with the last model's scores per image, and digests of classifier and images.
     """
     steps = shared.max_train_steps or 0  # `run_ablation` has checked it
     rate, new_subsets = shared.learning_rate, shared.new_subsets

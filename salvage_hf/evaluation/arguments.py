@@ -8,7 +8,7 @@ from ..attribution_methods import REGISTRY
 from ..masking import STRATEGIES
 from ..objectives import OBJECTIVES
 
-#: Methods that ask for the values of `sampling_budget` subsets.
+#: Methods that ask the classifier about `sampling_budget` subsets per image.
 SAMPLING = ("rise", "kernelshap", "svarm")
 
 
@@ -28,13 +28,13 @@ class BenchmarkArguments(ImageArguments):
     )
     dataset_split: str = arg("validation", "The split of the data set on the Hub.")
     mask_dir: Annotated[str | None, PRIVATE] = arg(
-        None, "A folder with the annotated region of the image CLASS/NAME.* in CLASS/NAME.png, for RRA and RMA."
+        None, "A folder in which CLASS/NAME.png shows the region of the image CLASS/NAME.* in white, for RRA and RMA."
     )
     max_rank_samples: Annotated[int | None, AtLeast(0)] = arg(
-        None, "Compute SRG, LIF and MIF for this many of the images only, the first ones; 0: for none."
+        None, "How many images, from the first on, get SRG, LIF and MIF; 0: none. All of them when not given."
     )
     max_relative_samples: Annotated[int | None, AtLeast(0)] = arg(
-        None, "Compute the relative scores for this many of the images only, the first ones; 0: for none."
+        None, "How many images, from the first on, get the relative scores; 0: none. All of them when not given."
     )
     masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
     n_masks: Annotated[int, AtLeast(1)] = arg(128, "Draws per size and direction of the relative scores.")
@@ -64,7 +64,7 @@ class BenchmarkArguments(ImageArguments):
 
 
 def explainer_folders(explainers: list[str]) -> dict[str, str]:
-    """The argument `explainers`, each "OBJECTIVE=FOLDER", as objective -> folder; ValueError where it is none."""
+    """Objective -> folder, from items "OBJECTIVE=FOLDER"; raises ValueError where an item has another form."""
     folders: dict[str, str] = {}
     for item in explainers:
         objective, _, folder = item.partition("=")

@@ -1,4 +1,4 @@
-"""Attribution methods side by side on the same images: scores, maps and cost, kept whole after every batch."""
+"""Compares attribution methods on the same images: scores, maps and cost, saved after every batch."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from .scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
-#: How many pictures of scored images, and how many that Salvage gets wrong, are kept for the report.
+#: How many pictures are kept for the report: of scored images, and of images that Salvage gets wrong.
 NUM_EXAMPLES, NUM_MISCLASSIFIED = 10, 6
 
 
@@ -49,13 +49,13 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
 
 
 class _Run:
-    """A benchmark: the classifier, the images, the methods and what is known of them so far."""
+    """A benchmark: the classifier, the images, the methods and the results so far."""
 
     def __init__(self, args: BenchmarkArguments):
         self.args, self.folder = args, Path(args.output_dir)
         self.accelerator = accelerator = Accelerator()
         with accelerator.main_process_first():
-            # Mixed precision is of v(S) alone: a gradient in bfloat16 would make of a method another, weaker one.
+            # Only v(S) uses mixed precision: gradients in bfloat16 would make the methods that take them worse.
             self.v = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
@@ -72,7 +72,7 @@ class _Run:
         self.chosen: list[int] = shuffled[: args.max_eval_samples].tolist()
 
     def load_explainers(self) -> None:
-        """Loads the explainers that are compared; one that does not fit is refused before anything is measured."""
+        """Loads the explainers; raises ValueError where one does not fit, before anything is measured."""
         folders = explainer_folders(self.args.explainers)
         self.explainers = {
             name: load_explainer(folder, name, self.v) for name, folder in folders.items() if name in self.args.methods
@@ -81,12 +81,12 @@ class _Run:
         self.options: dict[str, dict[str, Any]] = {name: {} for name in self.args.methods}
         self.options |= {name: {"explainer": explainer} for name, explainer in self.explainers.items()}
         self.options |= {name: budget for name in SAMPLING if name in self.args.methods}
-        # What tells a method from another of the same name, in results.json.
+        # results.json keeps this with a method, to recognise results of other options or other weights.
         self.made_with: dict[str, dict[str, Any]] = {**self.options}
         self.made_with |= {name: {"weights": fingerprint(explainer)} for name, explainer in self.explainers.items()}
 
     def begin(self) -> None:
-        """Takes up what an earlier run has left, without what does not hold any more, and keeps pictures."""
+        """Takes up the results of an earlier run, drops what no longer holds, and writes the example pictures."""
         targets = [self.labels[index] for index in self.chosen]
         ids = [self.names[index] for index in self.chosen]
         self.measured: dict[str, Any] = {"settings": self._settings(), "ids": ids, "targets": targets}
@@ -104,7 +104,7 @@ class _Run:
         if self.results["classification"].get("content") != content:
             self.results["classification"] = {"content": content, "labels": self.labels}
             self.results.pop("misclassified", None)
-        self.accelerator.wait_for_everyone()  # all have read before one writes
+        self.accelerator.wait_for_everyone()  # all processes have read before one writes
         if self.accelerator.is_main_process:
             (self.folder / "maps").mkdir(exist_ok=True)
             pictures = self._pictures([self.chosen[position] for position in examples])
@@ -112,7 +112,7 @@ class _Run:
         self._write()
 
     def _settings(self) -> dict[str, Any]:
-        """All that the scores of every method depend on, beside the images' names."""
+        """All that the scores of every method depend on, apart from the images' names."""
         args, chosen = self.args, self.chosen
         return {
             "classifier": fingerprint(self.v.classifier),
@@ -130,7 +130,7 @@ class _Run:
         }
 
     def _drop_outdated(self, name: str) -> None:
-        """Removes an earlier result of a method by other weights of its explainer, so that it is scored anew.
+        """Removes a method's earlier result if its explainer had other weights, so that it is scored again.
 
         Raises:
             ValueError: where a method without an explainer had other options.
@@ -142,11 +142,11 @@ class _Run:
         if name not in self.explainers:
             path = str(self.folder / "results.json")
             raise ValueError(f"{path!r} holds {name} with {before}, here {made_with}; give another output_dir")
-        logger.warning("%s is scored anew: the explainer has other weights than before", name)
+        logger.warning("%s is scored again: the explainer has other weights than before", name)
         del self.results["methods"][name]
 
     def classify(self) -> None:
-        """What the classifier, and every explainer by itself (eq. 6), predicts for all images."""
+        """Keeps what the classifier, and every explainer by itself (eq. 6), predict for all images."""
         weights = {"classifier": self.measured["settings"]["classifier"]}
         weights |= {name: self.made_with[name]["weights"] for name in self.explainers}
         classification = self.results["classification"]
@@ -161,7 +161,7 @@ class _Run:
             self._write()
 
     def score(self) -> None:
-        """Scores every method; each goes into the results when it is complete."""
+        """Scores every method; results.json gets each as soon as it is complete."""
         images = Subset(self.images, self.chosen)
         scorer = Scorer(self.accelerator, self.v, images, self.names, self.args)
         for name in self.args.methods:
@@ -196,7 +196,7 @@ class _Run:
         if wrong:
             explainer = self.explainers["salvage"]
             attributions = explainer(self._pixel_values(wrong).to(explainer.device)).attributions.cpu()
-            maps = {kind: target_attributions(attributions, torch.tensor(of)) for kind, of in classes.items()}
+            maps = {kind: target_attributions(attributions, torch.tensor(targets)) for kind, targets in classes.items()}
             write_tensors(self.folder / "misclassified.safetensors", {"pictures": self._pictures(wrong), **maps})
         return {"ids": [self.names[index] for index in wrong], **classes}
 
@@ -205,7 +205,7 @@ class _Run:
 def predictions(
     accelerator: Accelerator, model: torch.nn.Module, images: ProcessedImages, batch_size: int, name: str
 ) -> list[int]:
-    """The class that a model predicts for each of the images, the same in all processes; `name` is the model's."""
+    """The class that a model predicts for each image, the same list in all processes; `name` labels the bar."""
     loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
     predicted = []
     for batch in tqdm(loader, desc=f"Classifying: {name}", disable=not accelerator.is_main_process):
@@ -215,7 +215,7 @@ def predictions(
 
 
 def spread_over_classes(targets: list[int], number: int) -> list[int]:
-    """Positions of some images: the first of every class, then the second of every class, and so on."""
+    """Positions of `number` images: the first of every class, then the second of every class, and so on."""
     seen: dict[int, int] = {}
     turns = []
     for position, target in enumerate(targets):

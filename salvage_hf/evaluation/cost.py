@@ -10,7 +10,7 @@ from ..attribution_methods import Method
 from ..masking import MaskedClassifier
 
 _ATEN = torch.ops.aten
-#: Operation -> how many floating-point operations it does. torch knows every attention but the one that CPUs compute.
+#: Operation -> function that counts its floating-point operations. torch's table lacks the attention of CPUs.
 _FLOP_COUNTS = {
     **flop_registry,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
@@ -23,8 +23,8 @@ _FLOP_COUNTS = {
 class _Operations(TorchDispatchMode):
     """Counts floating-point operations of matrix products, convolutions and attention, forward and backward.
 
-    In place of torch's FlopCounterMode, which counts per module too: its hooks on the modules' inputs raise an error
-    where `torch.autograd.grad` is asked for the gradient of the pixels, as the gradient methods and LRP do.
+    torch's FlopCounterMode cannot be used, because it also counts per module: its hooks on the modules' inputs raise an
+    error where `torch.autograd.grad` takes the gradient of the pixels, as the gradient methods and LRP do.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class _Operations(TorchDispatchMode):
 
 
 def count_forwards(v: MaskedClassifier, method: Method, pixel_values: torch.Tensor, targets: torch.Tensor) -> float:
-    """What explaining these images costs, in forwards of the classifier on the whole images, by operations counted."""
+    """The floating-point operations of explaining these images, in forwards of the classifier on whole images."""
     with _Operations() as of_method:
         method(pixel_values, targets)
     with torch.no_grad(), _Operations() as of_forward:

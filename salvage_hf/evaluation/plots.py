@@ -122,8 +122,8 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
 
     Args:
         panels: title of a panel -> [rows, columns].
-        names: of the rows, and of the columns.
-        columns, rows: what columns and rows are.
+        names: the names of both the rows and the columns.
+        columns, rows: the labels of both axes.
     """
     figure, axes = _panels(panels, columns=4)
     for axis, matrix in zip(axes, panels.values(), strict=True):

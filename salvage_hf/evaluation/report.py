@@ -1,4 +1,4 @@
-"""Tables, figures and one page from finished benchmarks and ablations: what the paper shows, without any model."""
+"""The paper's tables and figures, and a page of them, from finished benchmarks and ablations; loads no model."""
 
 import base64
 from collections.abc import Sequence
@@ -50,14 +50,14 @@ def write_report(args: ReportArguments) -> Path:
 
 
 def _titled(folders: Sequence[str]) -> dict[str, Path]:
-    """Title -> folder, of arguments FOLDER or TITLE=FOLDER; a folder's name is its title unless another is given."""
+    """Title -> folder, from arguments FOLDER or TITLE=FOLDER; without TITLE it is the folder's name."""
     pairs = [
         item.split("=", 1) if "=" in item and not Path(item).is_dir() else (Path(item).resolve().name, item)
         for item in folders
     ]
     titles = [title for title, _ in pairs]
     if len(set(map(file_name, titles))) < len(titles):
-        raise ValueError(f"two results have the same title, or one that differs by signs alone: {titles}")
+        raise ValueError(f"two results have the same title, or titles that make the same file name: {titles}")
     return {title: Path(folder) for title, folder in pairs}
 
 
@@ -70,4 +70,4 @@ def _write_section(section: Section, folder: Path) -> dict[str, str | Table]:
         return {**shown, "table": section.content}
     picture = plots.png(section.content)
     (folder / "figures" / f"{section.name}.png").write_bytes(picture)
-    return {**shown, "png": base64.b64encode(picture).decode()}  # in the page itself, which then needs no other file
+    return {**shown, "png": base64.b64encode(picture).decode()}  # in the page itself, so that it needs no other file

@@ -1,4 +1,4 @@
-"""Figures of the report: the paper's figures 1 to 7."""
+"""Figures of the report: the paper's figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def map_grid(benchmark: Benchmark) -> Figure:
 
 
 def misclassified_grid(benchmark: Benchmark) -> Figure | None:
-    """Figure 5: images that Salvage gets wrong, its maps of the predicted and of the true class; None without any."""
+    """Figure 5: images that Salvage gets wrong, with its maps of the predicted and the true class; None without any."""
     results, wrong = benchmark.results, benchmark.results.get("misclassified")
     if not wrong or not wrong["ids"]:
         return None
@@ -66,16 +66,18 @@ def _on_grid(values: torch.Tensor, results: Mapping[str, Any]) -> np.ndarray:
 def cardinality_curves(methods_of: MethodsOf) -> Figure | None:
     """Figure 2: every score at every number of visible patches, of the three methods with the highest SRG or R-SRG.
 
-    Random maps are shown too. None where no curve was asked for.
+    Random maps are shown too. None where no curve was computed.
     """
     scores = [score for family in ("rank", "relative") for score in _drawn_scores(family)]
     panels = {}
     for dataset, methods in methods_of.items():
-        by = "srg" if any("srg" in entry for entry in methods.values()) else "r_srg"
-        asked = {
-            name: [value for value in entry[by] if value is not None] for name, entry in methods.items() if by in entry
+        ranking = "srg" if any("srg" in entry for entry in methods.values()) else "r_srg"
+        values = {
+            name: [value for value in entry[ranking] if value is not None]
+            for name, entry in methods.items()
+            if ranking in entry
         }
-        ranked = sorted(asked, key=lambda name: np.mean(asked[name]), reverse=True)
+        ranked = sorted(values, key=lambda name: np.mean(values[name]), reverse=True)
         shown = [name for name in ranked if name in (*ranked[:3], "random")]
         titles = method_titles(shown)
         for score in scores:
@@ -93,7 +95,7 @@ def _drawn_scores(family) -> list[str]:
 
 
 def _curve(curves: Mapping[str, Sequence[float]], score: str) -> Sequence[float] | None:
-    """The curve of a score, that of a difference from its terms'; None where it was not asked for."""
+    """The curve of a score, which for a difference is that of its terms' curves; None where it was not computed."""
     terms = SCORES[score].terms
     if terms is None:
         return curves.get(score)
@@ -117,7 +119,7 @@ def sampling_likelihood(methods_of: MethodsOf) -> Figure | None:
 
 
 def correctness_matrices(results_of: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    """Figure 4: how often an explainer and the classifier are both right, one of them, or none.
+    """Figure 4: how often both an explainer and the classifier are right, only one of them, or neither.
 
     Args:
         results_of: data set -> what its results.json holds.

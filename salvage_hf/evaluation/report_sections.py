@@ -1,4 +1,4 @@
-"""What the report shows of benchmarks and ablations, and what it says about it: a section per table or figure."""
+"""The sections of the report, one per table or figure, with the text that explains it."""
 
 import re
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from .results import ARMS, Benchmark, method_titles
 from .scores import TABLES, Score, scores_of_table
 from .tables import Table, score_table
 
-#: How the tables of scores are marked.
+#: Explains the marks in the tables of scores.
 MARKED = (
-    "In percent, mean ± standard error over images. Bold: the best and all that a paired bootstrap over images "
-    "(10,000 resamples, one-sided, 5%) does not tell from it; underlined: of the others, likewise."
+    "In percent, mean ± standard error over images. Bold: the best method, and all that a paired bootstrap over images "
+    "(10,000 resamples, one-sided, 5%) cannot tell from it; underlined: the same among the other methods."
 )
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table or figure, the name of its file, its title, and what the page says of it."""
+    """A table or figure, the name of its file, its title, and the text of the page about it."""
 
     name: str
     title: str
@@ -32,12 +32,12 @@ class Section:
 
 
 def file_name(title: str) -> str:
-    """A title with "_" in place of signs that a file name should not have."""
+    """A title with "_" in place of characters that a file name should not have."""
     return re.sub(r"[^\w.-]+", "_", title)
 
 
 def benchmark_sections(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
-    """All that benchmarks allow to show, data set -> benchmark; what was not asked for is left out."""
+    """The sections of benchmarks (data set -> benchmark), without those whose scores were not computed."""
     results_of = {dataset: benchmark.results for dataset, benchmark in benchmarks.items()}
     methods_of = {dataset: results["methods"] for dataset, results in results_of.items()}
     drawn = [
@@ -48,7 +48,7 @@ def benchmark_sections(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
         _section(
             "figure2",
             "Figure 2: Curves over the number of visible patches",
-            "The three methods with the highest SRG (R-SRG where no SRG was asked for), and random maps.",
+            "The three methods with the highest SRG (R-SRG where no SRG was computed), and random maps.",
             figures.cardinality_curves(methods_of),
         ),
         _section(
@@ -61,7 +61,7 @@ def benchmark_sections(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
             "figure6",
             "Figure 6: Guided and random subsets",
             "Mean probability of the true class on subsets of each size: guided by Salvage's final maps (Algorithm 3; "
-            "the mean of its R-LIF and R-MIF curves), and random (that of random maps, which draw all subsets alike).",
+            "the mean of its R-LIF and R-MIF curves), and uniformly random (the same mean for random maps).",
             figures.sampling_likelihood(methods_of),
         ),
     ]
@@ -75,7 +75,7 @@ def ablation_sections(ablation_of: Mapping[str, Mapping[str, Any]]) -> list[Sect
         + ", ".join(f"{len(runs)} x {ARMS[name].title}" for name, runs in ablation["arms"].items())
         for dataset, ablation in ablation_of.items()
     )
-    text = f"Bars are means over seeds, points the seeds; percent. {runs}."
+    text = f"In percent; bars are means over seeds, points are single seeds. {runs}."
     return [
         Section(
             "figure3",
@@ -102,7 +102,7 @@ def _titles(methods_of: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _score_sections(results_of: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """Tables 1 to 3, those of them that have a score."""
+    """Tables 1 to 3, without those for which no score was computed."""
     methods_of = {dataset: results["methods"] for dataset, results in results_of.items()}
     measured = "; ".join(f"{dataset}: {_measured(results)}" for dataset, results in results_of.items())
     sections = []
@@ -118,7 +118,7 @@ def _score_sections(results_of: Mapping[str, Mapping[str, Any]]) -> list[Section
 def _measured(results: Mapping[str, Any]) -> str:
     """On how many images scores were measured, and with how many draws."""
     rank, relative = results["settings"]["rank"], results["settings"]["relative"]
-    draws = f"{relative['budget']} forwards" if "budget" in relative else f"{relative['n_masks']} draws a size"
+    draws = f"{relative['budget']} forwards" if "budget" in relative else f"{relative['n_masks']} draws per size"
     parts = [f"{len(results['ids'])} images"]
     if 0 < rank["images"] < len(results["ids"]):
         parts.append(f"rank scores on {rank['images']} of them")
@@ -128,7 +128,7 @@ def _measured(results: Mapping[str, Any]) -> str:
 
 
 def _undefined(methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]], scores: list[Score]) -> str:
-    """How often regions leave a score undefined: such images are left out of its mean."""
+    """A sentence on how many images are left out of a mean, because their region leaves the score undefined."""
     counts = []
     for dataset, methods in methods_of.items():
         for score in scores:
@@ -153,8 +153,8 @@ def _cost_section(methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
     return Section(
         "cost",
         "Cost of an explanation",
-        "Forwards of the classifier on the whole image that the operations of explaining it amount to, backward "
-        "passes included (counted on the first image), and seconds per image, on the machine of the benchmark. "
+        "The floating-point operations of explaining an image, backward passes included, in forwards of the "
+        "classifier on the whole image (counted on the first image); and seconds per image on the machine used. "
         f"Trained explainers ({explainers}) explain all classes at once, the other methods one.",
         cost_table(methods_of, _titles(methods_of)),
     )

@@ -1,4 +1,4 @@
-"""Tables of the report beside those of scores: classification, and cost."""
+"""The report's tables of classification and of cost; those of scores are in `tables`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_
 from ..objectives import OBJECTIVES
 from .tables import Cell, Table
 
-#: What classifies, in the order of the paper's Table 4: name in results.json -> title.
+#: The models that classify, in the order of the paper's Table 4: name in results.json -> title.
 CLASSIFYING = {
     "classifier": "Classifier",
     **{name: objective.title for name, objective in reversed(OBJECTIVES.items())},
@@ -36,11 +36,11 @@ def _classification_cells(results: Mapping[str, Any], name: str) -> list[str]:
     """Accuracy, precision, recall, F1, Matthews' correlation, and the share of images where the classifier agrees."""
     labels, predicted = results["classification"]["labels"], results["classification"][name]["predictions"]
     average = "binary" if len(results["label_names"]) == 1 else "macro"
-    # Macro: over the classes that the images have; a wrong answer of another class is no class of theirs.
+    # Macro means are over the classes that the images have, and not over a class that is only predicted.
     present = None if average == "binary" else sorted(set(labels))
     *shares, _ = precision_recall_fscore_support(labels, predicted, labels=present, average=average, zero_division=0)
     same = np.mean(np.array(predicted) == results["classification"]["classifier"]["predictions"])
-    # The correlation is undefined with a single class, where scikit-learn says 0.
+    # With a single class the correlation is undefined, but scikit-learn returns 0.
     correlation = f"{matthews_corrcoef(labels, predicted):.3f}" if len(set(labels)) > 1 else "-"
     return [
         *(f"{100 * share:.1f}%" for share in (accuracy_score(labels, predicted), *shares)),

@@ -1,18 +1,18 @@
-"""What benchmarks and ablations leave on disk, how it is written and read, and which earlier results may be continued.
+"""The files of benchmarks and ablations: what they hold, and which earlier ones a new run may continue.
 
 The folder of a benchmark holds:
 
 - results.json:
-    - "settings": all that scores depend on beside the method; "ids" and "targets": names and classes of the images;
+    - "settings": all that scores depend on, apart from the method; "ids" and "targets": names and classes of images;
     - "methods": name -> the entry of a method, made by `method_entry`;
     - "classification": "labels" of all images of the data set, a digest of their "content", and for the classifier and
       each explainer its "weights" and "predictions";
     - "examples": positions in "ids" of the images whose pictures are kept; "misclassified": "ids" of images that
       Salvage gets wrong, with the "predicted" and the "true" class;
     - "label_names" of the classifier, and "grid_size", the rows and columns of patches.
-- maps/METHOD.safetensors: all rows of a method, one per image, as `scoring` describes them.
+- maps/METHOD.safetensors: the rows of a method, one per image, as `scoring` describes them.
 - examples.safetensors: "pictures", uint8 [examples, H, W, 3], as the model sees them.
-- misclassified.safetensors: "pictures" likewise, and Salvage's maps of the class "predicted" and of the "true" one.
+- misclassified.safetensors: "pictures" in the same form, and Salvage's maps of the "predicted" and the "true" class.
 
 ablation.json holds the "settings" that all runs share, digests of what they were "scored_on", and under "arms" for each
 arm and seed the "history" of the training and the scores "srg" and "r_srg" per image.
@@ -38,7 +38,7 @@ class Arm:
     """One way of training in the ablation.
 
     Args:
-        title: how figures call it.
+        title: its name in figures.
         objective: a key of `OBJECTIVES`.
         sampling: the law of the subsets, a key of `LAWS`; the objective's own when None.
     """
@@ -48,8 +48,8 @@ class Arm:
     sampling: str | None
 
 
-#: Name of an arm, as ablation.json and the folders of its runs call it -> arm. Objective and sampling are exchanged one
-#: at a time.
+#: Name of an arm, in ablation.json and in the folders of its runs -> arm. The arms change first the objective, then the
+#: sampling.
 ARMS = {
     "vit_shapley-uniform": Arm("ViT-Shapley (MSE)", "vit_shapley", None),
     "salvage-uniform": Arm("Salvage, uninformed", "salvage", "uniform"),
@@ -90,10 +90,10 @@ def earlier_results(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         folder: the folder.
-        measured: "settings", "ids" and "targets" of the benchmark that goes on from there.
+        measured: "settings", "ids" and "targets" of the benchmark that would continue it.
 
     Raises:
-        ValueError: where other images were measured, or the same in another way: one table cannot hold both.
+        ValueError: where images or settings differ, because one table cannot hold results of both.
     """
     path = folder / "results.json"
     if not path.is_file():
@@ -136,20 +136,20 @@ def method_entry(rows: Mapping[str, torch.Tensor], made_with: Mapping[str, Any])
     """A method's entry in results.json.
 
     Args:
-        rows: of `scoring`: a row per image.
-        made_with: what the maps depend on beside the settings: the weights of an explainer, or a number of subsets.
+        rows: the rows of `scoring`, one per image.
+        made_with: what the maps depend on besides the settings: the weights of an explainer, or a number of subsets.
 
     Returns:
-        The scores per image, None where undefined or not asked for; those asked for of no image are left out. The mean
-        "curves" over sizes 1..N; the cost in "forwards", and in "seconds" per image; "made_with".
+        The scores per image, None where undefined or not computed, without scores that were computed for no image; the
+        mean "curves" over sizes 1..N; the cost in "forwards" and in "seconds" per image; "made_with".
     """
-    asked = [score for score in SCORES.values() if score.name in rows]
-    columns = [score.name for score in asked] + [f"{score.name}_stderr" for score in asked if score.has_stderr]
+    computed = [score for score in SCORES.values() if score.name in rows]
+    columns = [score.name for score in computed] + [f"{score.name}_stderr" for score in computed if score.has_stderr]
     return {
         **{column: [None if x != x else round(x, 6) for x in rows[column].tolist()] for column in columns},
         "curves": {
             score.name: [round(x, 6) for x in rows[f"{score.name}_curve"].double().nanmean(dim=0).tolist()]
-            for score in asked
+            for score in computed
             if score.has_curve
         },
         "forwards": rows["forwards"][0].item(),

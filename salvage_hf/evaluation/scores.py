@@ -20,15 +20,15 @@ class Score:
     """What is known of a score.
 
     Args:
-        name: as results, metrics and arguments call it; also the attribute of `RankScores` or `RelativeScores`.
-        title: as tables and figures call it.
-        higher_is_better: its direction.
+        name: its name in results, metrics and arguments, and as an attribute of `RankScores` or `RelativeScores`.
+        title: its name in tables and figures.
+        higher_is_better: the direction of the score.
         family: how it is computed; the scores of a family come from one pass over the images.
-        table: the table of the paper in which it stands, a key of `TABLES`.
+        table: the paper's table that shows it, a key of `TABLES`.
         has_curve: whether it is the mean of a curve over the sizes 1..N, which the benchmark keeps too.
         has_stderr: whether the benchmark keeps its standard error over the draws, per image.
-        terms: of a difference, the names of its two terms: the score is the first minus the second.
-        of_region: of a score of the family "region": (maps [B, H, W], masks bool [B, H, W]) -> [B], NaN if undefined.
+        terms: if the score is a difference, the names of its two terms: it is the first minus the second.
+        of_region: computes a score of the family "region": (maps [B, H, W], masks bool [B, H, W]) -> [B], or NaN.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Score:
 
     @property
     def heading(self) -> str:
-        """The title with an arrow to where better scores lie: "R-SRG ↑"."""
+        """The title with an arrow in the direction of better scores: "R-SRG ↑"."""
         return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """What the benchmark keeps of it per image: the score [I], its curve [I, N], its standard error [I]."""
+        """Columns of the benchmark for I images: the score [I], its curve [I, N], its standard error [I]."""
         curve = (f"{self.name}_curve",) if self.has_curve else ()
         stderr = (f"{self.name}_stderr",) if self.has_stderr else ()
         return (self.name, *curve, *stderr)
@@ -83,5 +83,5 @@ def scores_of_family(family: Family) -> list[Score]:
 
 
 def scores_of_table(table: str) -> list[Score]:
-    """The columns of a table of the paper, in its order."""
+    """The scores of a table of the paper, in the order of its columns."""
     return [score for score in SCORES.values() if score.table == table]

@@ -1,7 +1,7 @@
 """Scores of attribution methods: maps, scores and cost per image, kept after every batch.
 
-A row per image holds "attributions" [N]; "seconds" and "forwards", the cost; and every score that is asked for of any
-image with its curve [N] and standard error, NaN where it is undefined or not asked for of this image.
+An image's row holds its "attributions" [N], the cost in "seconds" and "forwards", and its scores with their curves [N]
+and standard errors. A score is NaN where it is undefined or not wanted for the image, and left out if wanted for none.
 """
 
 import functools
@@ -33,11 +33,11 @@ class Scorer:
     """Scores methods on the same images.
 
     Args:
-        accelerator: its processes share the images.
+        accelerator: distributes the images over its processes.
         v: the classifier.
-        images: what is scored, in the order of the rows; a part of a `ProcessedImages`.
+        images: the scored images in the order of the rows, a part of a `ProcessedImages`.
         names: the names of all images of the data set.
-        args: of the benchmark.
+        args: the arguments of the benchmark.
     """
 
     accelerator: Accelerator
@@ -50,9 +50,9 @@ class Scorer:
         """The rows of a method, kept in maps/NAME.safetensors after every batch and continued from there.
 
         Args:
-            name: of the method.
-            method: what is scored.
-            key: a digest of all that the scores depend on: a file with another one is begun anew.
+            name: the name of the method.
+            method: the method that is scored.
+            key: a digest of all that the scores depend on; a file with another key is overwritten.
 
         Returns:
             Column -> values of all images [I] or [I, N].
@@ -62,7 +62,7 @@ class Scorer:
         """
         path = maps_file(Path(self.args.output_dir), name)
         scored = _finished_rows(path, key)
-        self.accelerator.wait_for_everyone()  # all have read before one writes
+        self.accelerator.wait_for_everyone()  # all processes have read before one writes
         done = len(scored["attributions"]) if scored else 0
         if done == len(self.images):
             return scored
@@ -71,12 +71,12 @@ class Scorer:
         hidden = not self.accelerator.is_main_process
         bar = tqdm(total=len(self.images), initial=done, desc=name, unit="image", disable=hidden)
         forwards = scored["forwards"][:1].to(self.accelerator.device) if scored else None
-        asked = self._asked()
+        wanted_ids = self._wanted_ids()
         for batch in loader:
             if forwards is None:
                 forwards = self._forwards(method, batch)
             attributions, seconds = self._explain(name, method, batch)
-            rows = score_batch(self.v, attributions, batch, asked, self.args)
+            rows = score_batch(self.v, attributions, batch, wanted_ids, self.args)
             rows["seconds"] = torch.full_like(attributions[:, 0], seconds)
             rows["forwards"] = forwards.expand(len(attributions)).contiguous()
             gathered = {column: self.accelerator.gather_for_metrics(values).cpu() for column, values in rows.items()}
@@ -88,13 +88,13 @@ class Scorer:
         return scored
 
     def _forwards(self, method: Method, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What explaining the first image of all costs, in forwards: [1], the same in all processes."""
+        """The cost of explaining the first image of all, in forwards: [1], the same in all processes."""
         cost = count_forwards(self.v, method, batch["pixel_values"][:1], batch["labels"][:1])
-        # The first process has the first image.
+        # Only the first process has the first image.
         return self.accelerator.gather(torch.tensor([cost], device=self.accelerator.device))[:1]
 
     def _explain(self, name: str, method: Method, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        """The maps [B, N] of a batch, and the seconds that each took."""
+        """The maps [B, N] of a batch, and the seconds per map."""
         start = time.perf_counter()
         attributions = method(batch["pixel_values"], batch["labels"])
         if attributions.is_cuda:
@@ -103,11 +103,11 @@ class Scorer:
         finite = attributions.isfinite().all(dim=1)
         if not finite.all():
             bad = [self.names[index] for index in batch["ids"][~finite].tolist()]
-            raise ValueError(f"{name} gives NaN or infinite attributions of {bad[:10]}: leave it, or them, out")
+            raise ValueError(f"{name} gives NaN or infinite attributions of {bad[:10]}: leave out {name} or them")
         return attributions, seconds
 
-    def _asked(self) -> dict[Family, torch.Tensor]:
-        """The ids of the images whose rank and relative scores are asked for: the first so many."""
+    def _wanted_ids(self) -> dict[Family, torch.Tensor]:
+        """The ids of the images whose rank and relative scores are wanted: the first ones."""
         limits: dict[Family, int | None] = {
             "rank": self.args.max_rank_samples,
             "relative": self.args.max_relative_samples,
@@ -122,7 +122,7 @@ def score_batch(
     v: MaskedClassifier,
     attributions: torch.Tensor,
     batch: dict[str, torch.Tensor],
-    asked: dict[Family, torch.Tensor],
+    wanted_ids: dict[Family, torch.Tensor],
     args: BenchmarkArguments,
 ) -> dict[str, torch.Tensor]:
     """The maps and scores of a batch: column -> [B] or [B, N].
@@ -131,25 +131,26 @@ def score_batch(
         v: the classifier.
         attributions: [B, N].
         batch: "pixel_values", "labels" and "ids" of the images, and their "masks" where regions are scored.
-        asked: the ids of the images whose rank and relative scores are asked for.
-        args: of the benchmark: seed, and number of draws.
+        wanted_ids: the ids of the images whose rank and relative scores are wanted.
+        args: the arguments of the benchmark, for the seed and the number of draws.
     """
     pixel_values, targets, ids = batch["pixel_values"], batch["labels"], batch["ids"]
     relative = functools.partial(relative_scores, n_masks=args.n_masks, budget=args.budget)
     passes: dict[Family, Callable[..., Any]] = {"rank": rank_scores, "relative": relative}
     rows = {"attributions": attributions}
     for family, compute in passes.items():
-        if not len(asked[family]):
+        if not len(wanted_ids[family]):
             continue
         columns = [column for score in scores_of_family(family) for column in score.kept]
         for column in columns:
             shape = attributions if column.endswith("_curve") else attributions[:, 0]
             rows[column] = torch.full_like(shape, torch.nan)
-        here = torch.isin(ids, asked[family])
-        if here.any():
-            scores = compute(v, pixel_values[here], attributions[here], targets[here], seed=args.seed, ids=ids[here])
+        wanted = torch.isin(ids, wanted_ids[family])  # [B]
+        if wanted.any():
+            inputs = pixel_values[wanted], attributions[wanted], targets[wanted]
+            scores = compute(v, *inputs, seed=args.seed, ids=ids[wanted])
             for column in columns:
-                rows[column][here] = getattr(scores, column)
+                rows[column][wanted] = getattr(scores, column)
     if "masks" in batch:
         masks = batch["masks"]
         maps = upsample(attributions, v.patch_grid(pixel_values), (masks.shape[-2], masks.shape[-1]))
@@ -160,7 +161,7 @@ def score_batch(
 
 
 def _finished_rows(path: Path, key: str) -> dict[str, torch.Tensor]:
-    """The rows that an earlier run has left, none where they depend on something else."""
+    """The rows that an earlier run has kept under this key, {} where there are none."""
     if not path.is_file():
         return {}
     with safe_open(path, framework="pt") as stored:

@@ -1,4 +1,4 @@
-"""Which methods are best: a paired bootstrap over images, and the marks that tables draw."""
+"""Which methods are best: a paired bootstrap over images, and the marks for tables."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ MIN_MARKED = 10
 def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str, str]:
     """Which methods are "best" and which "second".
 
-    Best are the method with the best mean and all that it does not beat (`not_worse`); second, of the others, likewise.
-    Means are compared on the images on which the scores of all methods are defined. A method is not marked without
-    another to compare it with, nor on fewer than `MIN_MARKED` images, where the test says nothing, nor where its score
-    is undefined for most of the images on which the score of any method is defined.
+    Best are the method with the best mean and all methods that it does not beat (`not_worse`). Second are the same
+    among the remaining methods. Means are compared on the images on which all methods' scores are defined. Nothing is
+    marked with fewer than two methods, or on fewer than `MIN_MARKED` images, where the test shows nothing. A method is
+    not marked where its score is undefined on most of the images on which any method's is defined.
 
     Args:
         scores: method -> values per image [I], NaN where undefined.
@@ -27,22 +27,22 @@ def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str
     images = int(defined.any(dim=0).sum())
     if len(scores) < 2 or images < MIN_MARKED:
         return {}
-    left = {
+    remaining = {
         name: values if higher_is_better else -values
-        for (name, values), on in zip(scores.items(), defined, strict=True)
-        if 2 * int(on.sum()) >= images
+        for (name, values), is_defined in zip(scores.items(), defined, strict=True)
+        if 2 * int(is_defined.sum()) >= images
     }
     marks: dict[str, str] = {}
     for place in ("best", "second"):
-        if not left:
+        if not remaining:
             break
-        shared = ~torch.stack(list(left.values())).isnan().any(dim=0)
+        shared = ~torch.stack(list(remaining.values())).isnan().any(dim=0)
         if not shared.any():
             break
-        leader = max(left, key=lambda name: left[name][shared].mean().item())
-        level = [name for name in left if name == leader or not_worse(left[name], left[leader])]
-        marks |= dict.fromkeys(level, place)
-        left = {name: values for name, values in left.items() if name not in level}
+        leader = max(remaining, key=lambda name: remaining[name][shared].mean().item())
+        tied = [name for name in remaining if name == leader or not_worse(remaining[name], remaining[leader])]
+        marks |= dict.fromkeys(tied, place)
+        remaining = {name: values for name, values in remaining.items() if name not in tied}
     return marks
 
 
@@ -51,8 +51,8 @@ def not_worse(values: torch.Tensor, leader: torch.Tensor, resamples: int = 10_00
 
     Args:
         values, leader: [I], scores on the same images, higher is better; images without both are left out.
-        resamples: how many samples are drawn, of as many images with replacement, with a fixed seed.
-        level: the level of the test.
+        resamples: how many samples of I images are drawn with replacement, under a fixed seed.
+        level: the significance level.
     """
     differences = leader - values
     differences = differences[~differences.isnan()]

@@ -1,6 +1,6 @@
 """Tables of scores: mean and standard error over images, best and second marked by a test; in Markdown and LaTeX.
 
-Keys are names of methods and scores; titles are put in their place where a table is drawn.
+Keys are names of methods and scores; titles replace them where a table is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
-        """A tabular of the package booktabs."""
+        """A LaTeX tabular, for the package booktabs."""
         marks = {"": "{}", "best": "\\textbf{{{}}}", "second": "\\underline{{{}}}"}
         symbols = {"±": "$\\pm$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "%": "\\%", "_": "\\_", "&": "\\&"}
 
@@ -61,7 +61,7 @@ def score_table(
 
     Args:
         methods_of: data set -> name of a method -> score -> a value (0..1) per image, None where it is undefined.
-        columns: names of scores; those that a data set has of no method are left out.
+        columns: names of scores; a score that no method of a data set has is left out.
         titles: name -> title of every method, in the order of the rows.
     """
     header, rows = ["method"], {name: [Cell(title)] for name, title in titles.items()}
@@ -86,7 +86,7 @@ def results_table(results: Mapping[str, Any], columns: Sequence[str] = tuple(SCO
 
 
 def percent(values: torch.Tensor) -> str:
-    """Mean and standard error over images, of values in 0..1."""
+    """Mean and standard error of values in 0..1, as text in percent."""
     mean, stderr = mean_and_stderr(values)
     return f"{100 * mean:.1f} ± {100 * stderr:.1f}"
 

@@ -19,15 +19,15 @@ TASK = "image-classification"
 def write_explainer_card(
     folder: Path, args: Any, config: Any, results: dict[str, Any], num_train_images: int, num_eval_images: int
 ) -> None:
-    """Writes README.md beside a trained explainer; no path of this machine stands in it.
+    """Writes README.md beside a trained explainer, without any local path.
 
     Args:
         folder: the explainer's folder.
         args: the `ExplainerArguments` of the run; those that differ from the defaults are listed.
         config: the explainer's config.
         results: of the saved step: its number ("step"), its scores ("eval_..."), and whether they chose it ("chosen").
-        num_train_images: how many images trained.
-        num_eval_images: how many images validated.
+        num_train_images: number of training images.
+        num_eval_images: number of validation images.
     """
     scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
     repository = repository_name(args.hub_model_id, args.output_dir)
@@ -60,11 +60,11 @@ def write_explainer_card(
 
 
 def _eval_results(scores: dict[str, float], dataset: str | None) -> list[EvalResult]:
-    """The scores as the Hub reads them from the head of a card.
+    """The scores in the form in which the Hub reads them from a card's front matter.
 
     Args:
-        scores: by their names.
-        dataset: the Hub's name of the validation images' data set; None for images of this machine.
+        scores: name -> value.
+        dataset: the name of the validation images' data set on the Hub; None for local images.
     """
     dataset_type, dataset_name = (dataset, dataset) if dataset else ("imagefolder", "local images")
     return [
@@ -80,14 +80,14 @@ def _eval_results(scores: dict[str, float], dataset: str | None) -> list[EvalRes
 
 
 def _listed_arguments(args: Any) -> dict[str, Any]:
-    """The arguments that differ from their defaults, without those that are private to this machine."""
+    """The arguments that differ from their defaults, without those marked `PRIVATE`."""
     private = names_with(args, PRIVATE)
     listed = {
         field.name: getattr(args, field.name)
         for field in fields(args)
         if field.name not in private and getattr(args, field.name) != field.default
     }
-    # These two may name a folder, too.
+    # These two may be local folders, whose paths must not reach the card.
     return {
         name: _without_path(value) if name in ("model_name_or_path", "dataset_name") else value
         for name, value in listed.items()
@@ -95,7 +95,7 @@ def _listed_arguments(args: Any) -> dict[str, Any]:
 
 
 def _if_on_hub(name: str | None) -> str | None:
-    """A name on the Hub; None for a folder of this machine."""
+    """A name on the Hub; None for a local folder."""
     return None if name is None or Path(name).exists() else name
 
 

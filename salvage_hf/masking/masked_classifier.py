@@ -18,20 +18,23 @@ from .strategies import STRATEGIES, Embedded, embed_tokens, two_sides
 
 
 class MaskedClassifier(nn.Module):
-    """v(S): what a frozen classifier says of the patches in S.
+    """v(S): what a frozen classifier predicts from the patches in S.
 
     Args:
         classifier: any image classifier. It is put into eval mode and otherwise left as it is.
         masking: how patches are hidden. "drop" (default for vision transformers) removes their tokens, "mask_token"
             puts DINOv2's mask token in their place; "zero" (normalised pixels), "mean" (mean colour of the visible
-            patches) and "blur" (a Gaussian of one patch width, through which hidden pixels shine) change pixels and
-            work with any classifier. The default for other classifiers is "zero".
+            patches) and "blur" (a Gaussian of one patch width, which leaves hidden patches dimly visible) change pixels
+            and work with any classifier. The default for other classifiers is "zero".
         patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
         image_size: (height, width) that `num_patches` and `grid_size` refer to.
-        chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold: the bound on
-            memory.
-        mixed_precision: "bf16" or "fp16", as accelerate calls them, computes v(S) in that type; the classifier itself,
-            of which methods take gradients, keeps its own.
+        chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
+            the memory.
+        mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type. The classifier itself keeps
+            its own type, because methods take its gradients.
+
+    Raises:
+        ValueError: where the classifier has no head, has multiple labels per image, or does not suit the arguments.
 
     Example:
         >>> v = MaskedClassifier.from_pretrained("org/dinov2-pet")
@@ -59,7 +62,7 @@ class MaskedClassifier(nn.Module):
         if mixed_precision not in _DTYPES:
             raise ValueError(f"mixed_precision={mixed_precision!r} is not one of {', '.join(_DTYPES)}")
         self.patch_size = patch_size or config.patch_size
-        # DINOv2's config names the size of its position grid (518), whatever size its images have.
+        # DINOv2's config states the size of its position grid (518), not that of its images.
         states_size = not family or family.fixed_positions
         if image_size is None and states_size and getattr(config, "image_size", None):
             image_size = two_sides(config.image_size)
@@ -81,15 +84,15 @@ class MaskedClassifier(nn.Module):
         dtype: torch.dtype = torch.float32,
         **kwargs,
     ) -> "MaskedClassifier":
-        """Loads a frozen classifier from the Hub or a folder; its image processor says for which image size.
+        """Loads a classifier from the Hub or a folder, and freezes it; its image processor gives the image size.
 
         Args:
             name_or_path: Hub name or folder of an image classifier with its image processor.
             masking: as in the constructor.
             revision: branch, tag or commit on the Hub.
             token: for private and gated models.
-            trust_remote_code: whether code that lies beside the weights may run.
-            attn_implementation: "sdpa", "eager" or another of transformers'; its choice when None.
+            trust_remote_code: whether code from the classifier's repository may run.
+            attn_implementation: "sdpa", "eager" or another name of transformers; its default when None.
             dtype: float32 by default, whatever precision the checkpoint is stored in.
             kwargs: further arguments of the constructor.
         """
@@ -102,7 +105,7 @@ class MaskedClassifier(nn.Module):
             kwargs["image_size"] = processed_size(AutoImageProcessor.from_pretrained(name_or_path, **source))
         return cls(classifier, masking=masking, **kwargs)
 
-    # What is known of the classifier
+    # Facts about the classifier
 
     @property
     def config(self):
@@ -144,9 +147,9 @@ class MaskedClassifier(nn.Module):
         return height // self.patch_size, width // self.patch_size
 
     def token_family(self) -> VisionFamily:
-        """The classifier's family; ValueError where it is no known vision transformer with these patches."""
+        """The classifier's family; raises ValueError where it has none, or `patch_size` is not that of its tokens."""
         if self.family is None:
-            raise ValueError(f"a {self.config.model_type} model has no tokens; needed is one of {', '.join(FAMILIES)}")
+            raise ValueError(f"a {self.config.model_type} model has no tokens; use one of {', '.join(FAMILIES)}")
         if self.patch_size != self.config.patch_size:
             raise ValueError(f"tokens are patches of {self.config.patch_size} pixels, got patch_size={self.patch_size}")
         return self.family
@@ -157,7 +160,7 @@ class MaskedClassifier(nn.Module):
         return self.token_family().num_prefix_tokens(self.config)
 
     def embed_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
+        """The tokens of whole images, with positions and prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
         return embed_tokens(self.classifier, self.token_family(), pixel_values)
 
     # v(S)
@@ -184,7 +187,7 @@ class MaskedClassifier(nn.Module):
         return activation(self.logits(pixel_values, subsets))
 
     def embed(self, pixel_values: torch.Tensor) -> Embedded:
-        """What of the images [B, C, H, W] is needed for any number of subsets: computed once, for `logits_of`."""
+        """What `logits_of` needs of the images [B, C, H, W], computed once for any number of subsets."""
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be [B, C, H, W], got shape {tuple(pixel_values.shape)}")
         self.patch_grid(pixel_values)
@@ -192,7 +195,7 @@ class MaskedClassifier(nn.Module):
             return self.strategy.embed(self._in_precision(), pixel_values)
 
     def logits_of(self, embedded: Embedded, subsets: torch.Tensor) -> torch.Tensor:
-        """`logits` of images that `embed` has seen already: B of them and bool [B, M, N] -> [B, M, K]."""
+        """As `forward`, from what `embed` returned for B images: subsets bool [B, M, N] -> [B, M, K]."""
         if subsets.dtype != torch.bool or subsets.ndim != 3 or subsets.shape[0] != len(embedded):
             raise ValueError(
                 f"subsets must be boolean [B, M, N] with B = {len(embedded)}, "
@@ -212,7 +215,7 @@ class MaskedClassifier(nn.Module):
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _in_precision(self) -> PreTrainedModel:
-        """The classifier, its weights cast once: autocast alone would cast frozen weights anew in every forward."""
+        """The classifier with its weights cast already, because autocast would cast frozen weights in every forward."""
         dtype = _DTYPES[self.mixed_precision]
         return _cast(self.classifier, dtype) if dtype else self.classifier
 
@@ -221,7 +224,7 @@ _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:
-    """A view of a module with its parameters in another type; the module itself keeps its own."""
+    """A view of a module with its parameters in another type; the module itself is left as it is."""
     view = copy.copy(module)
     view._parameters = {name: p if p is None else p.to(dtype) for name, p in module._parameters.items()}
     view._modules = {name: part if part is None else _cast(part, dtype) for name, part in module._modules.items()}
@@ -229,7 +232,7 @@ def _cast(module: Any, dtype: torch.dtype) -> Any:
 
 
 def _check_classifier(classifier: PreTrainedModel) -> None:
-    """Raises ValueError where a model has no classification head, or explains more than one label at a time."""
+    """Raises ValueError where a model has no classification head, or is a multi-label classifier."""
     mapped: Any = AutoModelForImageClassification._model_mapping.get(type(classifier.config), ())
     names = {cls.__name__ for cls in (mapped if isinstance(mapped, (tuple, list)) else (mapped,))}
     if type(classifier).__name__ not in names:

@@ -1,7 +1,7 @@
 """The ways of hiding patches from a classifier, one class for each.
 
 A strategy looks at the pixels once (`embed`), whatever the number of subsets, and then answers for any subsets of these
-images (`logits`). It holds no model: the classifier is handed to every call, so that it may be exchanged or cast.
+images (`logits`). It holds no model: every call gets the classifier, so that it may be replaced or cast.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class Embedded:
 
     Args:
         visible: the images as they are: tokens [B, P + N, D], the P prefix tokens first, or pixels [B, C, H, W].
-        hidden: in the same shape, what takes the place of hidden patches where that is known beforehand.
+        hidden: in the same shape, what replaces hidden patches, for strategies where the subset does not change it.
     """
 
     visible: torch.Tensor
@@ -50,11 +50,11 @@ class Masking(ABC):
     @classmethod
     @abstractmethod
     def check(cls, config: Any, family: VisionFamily | None, patch_size: int | None) -> None:
-        """Raises ValueError where this way does not work for a classifier; `patch_size` is the one asked for."""
+        """Raises ValueError where this way does not work for a classifier; `patch_size` is the user's, or None."""
 
     @abstractmethod
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
-        """What of these images [B, C, H, W] is needed for any number of subsets."""
+        """What `logits` needs of the images [B, C, H, W], whatever the subsets are."""
 
     @abstractmethod
     def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
@@ -78,7 +78,7 @@ class Masking(ABC):
 
 
 def _image_of_row(subsets: torch.Tensor) -> torch.Tensor:
-    """Which image each of the B * M rows of `subsets.flatten(0, 1)` is of."""
+    """The index of the image to which each row of `subsets.flatten(0, 1)` belongs: int64 [B * M]."""
     return torch.arange(len(subsets), device=subsets.device).repeat_interleave(subsets.shape[1])
 
 
@@ -86,7 +86,7 @@ def _image_of_row(subsets: torch.Tensor) -> torch.Tensor:
 
 
 class _OnTokens(Masking):
-    """What the strategies that work on the tokens of a vision transformer share."""
+    """Base of the strategies that work on the tokens of a vision transformer."""
 
     @classmethod
     def _check_patch_size(cls, masking: str, config: Any, patch_size: int | None) -> None:
@@ -111,7 +111,11 @@ class _OnTokens(Masking):
 
 
 def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tokens of whole images with their positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
+    """Tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D].
+
+    Raises:
+        ValueError: where the model has no positions for this image size.
+    """
     height, width = two_sides(classifier.config.image_size)
     if family.fixed_positions and pixel_values.shape[-2:] != (height, width):
         raise ValueError(
@@ -146,7 +150,7 @@ class DropTokens(_OnTokens):
         batch_size, num_subsets, num_patches = subsets.shape
         num_prefix = tokens.shape[1] - num_patches
         rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)  # [B * M, N], [B * M]
-        # Rows of one size make one dense rectangle; sorting by size brings them together.
+        # Rows with equally many visible patches form a dense batch; sorting by size brings them together.
         row_sizes, by_size = rows.sum(dim=-1).sort(stable=True)
         sizes, counts = row_sizes.unique_consecutive(return_counts=True)
         prefix = torch.arange(num_prefix, device=rows.device)
@@ -156,13 +160,13 @@ class DropTokens(_OnTokens):
                 outputs.append(self._empty_logits(encoder, tokens[:1, :num_prefix]).expand(len(group), -1))
                 continue
             for part in group.split(max(1, chunk_size // (num_prefix + size))):
-                # Visible patches first, in raster order; nonzero would wait for the device to count them.
+                # A stable sort puts visible patches first; `nonzero` would make the CPU wait for the device.
                 visible = rows[part].byte().argsort(dim=-1, descending=True, stable=True)[:, :size] + num_prefix
                 visible = torch.cat([prefix.expand(len(part), -1), visible], dim=1)  # [rows, P + s]
                 seen = tokens[image_of_row[part, None], visible]  # [rows, P + s, D]
                 outputs.append(encoder(seen).logits)
         logits = torch.cat(outputs)
-        # The rows came out sorted by size: each goes back to where it was.
+        # The outputs are sorted by size: put them back into the order of the rows.
         return logits[by_size.argsort()].view(batch_size, num_subsets, -1)
 
     def _empty_logits(self, encoder: PreTrainedModel, prefix_tokens: torch.Tensor) -> torch.Tensor:
@@ -179,7 +183,7 @@ class DropTokens(_OnTokens):
 
 
 class _Replacing(Masking):
-    """What the strategies share that show the classifier as many patches as ever."""
+    """Base of the strategies that replace hidden patches: every forward has all N patches."""
 
     @override
     def logits(
@@ -195,7 +199,7 @@ class _Replacing(Masking):
 
     @abstractmethod
     def row_cost(self, embedded: Embedded, num_patches: int) -> int:
-        """What a row counts in `chunk_size`."""
+        """How many tokens of `chunk_size` one row takes."""
 
     @abstractmethod
     def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
@@ -203,7 +207,7 @@ class _Replacing(Masking):
 
 
 class MaskToken(_Replacing, _OnTokens):
-    """DINOv2's learned mask token stands in the place of hidden patches."""
+    """DINOv2's learned mask token replaces the tokens of hidden patches."""
 
     @classmethod
     @override
@@ -219,8 +223,8 @@ class MaskToken(_Replacing, _OnTokens):
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
         tokens = self.embed_tokens(classifier, pixel_values)
         num_patches = tokens.shape[1] - self.num_prefix_tokens(classifier)
-        everything = torch.ones(len(tokens), num_patches, dtype=torch.bool, device=tokens.device)
-        return Embedded(tokens, embeddings_of(classifier)(pixel_values, bool_masked_pos=everything))
+        all_masked = torch.ones(len(tokens), num_patches, dtype=torch.bool, device=tokens.device)
+        return Embedded(tokens, embeddings_of(classifier)(pixel_values, bool_masked_pos=all_masked))
 
     @override
     def row_cost(self, embedded: Embedded, num_patches: int) -> int:
@@ -235,7 +239,7 @@ class MaskToken(_Replacing, _OnTokens):
 
 
 class _OnPixels(_Replacing):
-    """What the strategies share that change pixels: they work with any classifier."""
+    """Base of the strategies that change pixels; they work with any classifier."""
 
     @classmethod
     @override
@@ -255,7 +259,7 @@ class _OnPixels(_Replacing):
     @override
     def row_cost(self, embedded: Embedded, num_patches: int) -> int:
         height, width = embedded.visible.shape[-2:]
-        return max(num_patches, height * width // 256)  # models without tokens: 16 x 16 pixels stand for one
+        return max(num_patches, height * width // 256)  # in models without tokens, 16 x 16 pixels count as one
 
     @override
     def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
@@ -267,7 +271,7 @@ class _OnPixels(_Replacing):
 
     @abstractmethod
     def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:
-        """What stands where `visible` [R, 1, H, W] is False, in a shape that broadcasts to [R, C, H, W]."""
+        """The pixels shown where `visible` [R, 1, H, W] is False, in a shape that broadcasts to [R, C, H, W]."""
 
 
 class ZeroPixels(_OnPixels):
@@ -288,7 +292,7 @@ class MeanPixels(_OnPixels):
 
 
 class BlurredPixels(_OnPixels):
-    """Hidden patches are blurred with a Gaussian of one patch width, through which they shine."""
+    """Hidden patches are blurred: the Gaussian's standard deviation is one patch width, so they stay dimly visible."""
 
     @override
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
@@ -311,12 +315,12 @@ STRATEGIES: dict[str, type[Masking]] = {
 
 
 def two_sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) from a config's image_size, which is one number where both sides are alike."""
+    """(height, width) from a config's image_size, which is one number where both sides are equal."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def gaussian_blur(pixel_values: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur with reflected borders: [B, C, H, W] -> [B, C, H, W]."""
+    """Gaussian blur with reflected borders; sigma is in pixels: [B, C, H, W] -> [B, C, H, W]."""
     channels = pixel_values.shape[1]
     radius = min(int(3 * sigma), min(pixel_values.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=pixel_values.device, dtype=pixel_values.dtype)

@@ -1,4 +1,4 @@
-"""v(S) in whatever form a user has it: as a classifier, by its name, or as a function."""
+"""v(S) in any form that a user may have: a classifier, its name, or a function."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def as_value_function(
 def value_at(v: "MaskedClassifier | ValueFunction", pixel_values: torch.Tensor) -> Callable[..., torch.Tensor]:
     """v at fixed images, embedded once for all calls: subsets [B, M, N] -> probabilities [B, M, K].
 
-    A second argument selects some of the images, in the form of an index.
+    The function returned takes an index of images as a second argument, for subsets of these images only.
     """
     if not isinstance(v, MaskedClassifier):
         return lambda subsets, images=slice(None): v(pixel_values[images], subsets)

@@ -16,8 +16,8 @@ class LoopArguments(ImageArguments):
     train_dir: Annotated[str | None, PRIVATE] = arg(None, "A folder of training images, one sub-folder per class.")
     train_val_split: float = arg(
         0.05,
-        "The share of the training images that is kept for validation where there is neither --validation_dir nor a "
-        "validation split.",
+        "The share of the training images that validates, where there is neither --validation_dir nor a validation "
+        "split.",
     )
     max_train_samples: Annotated[int | None, AtLeast(1)] = arg(
         None, "Use only this many of the training images, chosen at random."
@@ -44,8 +44,8 @@ class LoopArguments(ImageArguments):
     )
     auto_find_batch_size: Annotated[bool, MAY_CHANGE] = arg(
         False,
-        "Where memory is short, begin again with smaller batches and accumulate more of them, so that an optimizer "
-        "step sees as many images as before.",
+        "If memory runs out, start again with smaller batches, and accumulate more of them, so that an optimizer step "
+        "sees as many images as before.",
     )
     dataloader_num_workers: Annotated[int, MAY_CHANGE] = arg(0, "Processes that load images.")
     seed: int = arg(0, "The seed of everything random.")

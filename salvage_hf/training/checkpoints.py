@@ -2,8 +2,8 @@
 
 The states are accelerate's (`save_state`, `load_state`). Its automatic naming and `total_limit` are not used: they
 remove the oldest checkpoint before the new one is written, so that a full disk or a kill loses both; they write in
-place, so that half a checkpoint looks like a whole one; and they order checkpoints by number, which an earlier, longer
-run in the same folder turns round.
+place, so that half a checkpoint looks like a whole one; and they order checkpoints by step, which is wrong where an
+earlier, longer run has used the same folder.
 """
 
 import json
@@ -23,10 +23,10 @@ from .task import Task
 
 logger = logging.getLogger(__name__)
 
-#: The folder in output_dir in which the best model is written, before it is moved to its place.
+#: The folder in output_dir to which the best model is written, before it is moved to output_dir itself.
 BEST_PARTIAL = "best.partial"
 
-#: The last file written to that folder.
+#: The last file written to that folder, which says that the model is complete.
 COMPLETE = ".complete"
 
 
@@ -62,8 +62,8 @@ def save_checkpoint(args: LoopArguments, accelerator: Accelerator, progress: dic
 def checkpoints(output_dir: Path) -> list[Path]:
     """Checkpoints of a run, in the order they were written.
 
-    By time and not by step: where an earlier run of the same folder, or a run that was resumed from further back, has
-    left later steps behind, these are the old ones.
+    Step numbers do not give this order: older checkpoints may be of later steps, from an earlier run in the same folder
+    or from before this run was resumed at an earlier checkpoint.
     """
 
     def written(folder: Path) -> tuple[float, int]:
@@ -77,7 +77,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def read_checkpoint(args: LoopArguments) -> tuple[Path, dict[str, Any]]:
-    """The folder of the checkpoint to resume from, and its record of the run; ValueError where it is not whole."""
+    """The checkpoint folder to resume from, and its record of the run; raises ValueError where it is incomplete."""
     folder = Path(args.resume_from_checkpoint or "")
     if args.resume_from_checkpoint == "latest":
         found = checkpoints(Path(args.output_dir))
@@ -99,7 +99,7 @@ def read_checkpoint(args: LoopArguments) -> tuple[Path, dict[str, Any]]:
 
 
 def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
-    """Restores a run; returns its progress."""
+    """Restores a run and returns its progress; raises ValueError where its arguments were others."""
     folder, progress = read_checkpoint(args)
     before, now = progress.pop("arguments"), _fixed_arguments(args, accelerator, num_images)
     differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
@@ -108,22 +108,22 @@ def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: i
     accelerator.load_state(str(folder))
     if progress["best"] and not Path(args.output_dir, "config.json").is_file():
         logger.warning(
-            "%s has no best model of the steps before: the best is chosen among those to come", args.output_dir
+            "%s has no best model of the earlier steps: the best is chosen among the steps to come", args.output_dir
         )
         progress["best"] = None
     return progress
 
 
 def _fixed_arguments(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
-    """What the numbers of a run depend on: it can only be resumed with the same."""
+    """What the numbers of a run depend on: a run can be resumed only with the same."""
     may_change = names_with(args, MAY_CHANGE)
     fixed = {name: value for name, value in asdict(args).items() if name not in may_change}
-    # accelerate writes the weights of several processes under other names than those of one.
+    # accelerate names the files of a checkpoint otherwise with several processes than with one.
     return {**fixed, "num_processes": accelerator.num_processes, "training_images": num_images}
 
 
 def save_best(task: Task, model: torch.nn.Module, output_dir: Path, measured: dict[str, Any]) -> None:
-    """Writes the best model so far; a full disk or a kill on the way leaves the one before."""
+    """Writes the best model so far; where the disk is full or the run is killed meanwhile, the previous one stays."""
     partial = output_dir / BEST_PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     try:

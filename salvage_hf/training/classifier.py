@@ -34,10 +34,10 @@ class ClassifierArguments(LoopArguments):
     num_train_epochs: Annotated[int, AtLeast(1), MAY_CHANGE] = arg(
         25, "Passes over the training images (the paper: 25, then 50 with --mask_patches)."
     )
-    mask_patches: bool = arg(False, "Show a uniform random subset of the patches; the sizes are 0..N.")
+    mask_patches: bool = arg(False, "Show only a random subset of each image's patches, of a uniform size 0..N.")
     image_size: Annotated[int | None, AtLeast(1)] = arg(
         None,
-        "The side of the square that images are resized to; the model's processor keeps it. Its own when not given.",
+        "Resize images to squares of this side in pixels, and store it in the processor; its own size when not given.",
     )
     one_label: bool = arg(False, "Two classes become one sigmoid label: the second class against the first.")
 
@@ -48,7 +48,7 @@ class ClassifierArguments(LoopArguments):
 
 
 class ClassifierTask(Task):
-    """A classifier learns labels, and with `mask_patches` to tell them from a part of the patches."""
+    """A classifier learns the labels of images; with `mask_patches`, from a random part of their patches."""
 
     best_metric = "score"
 
@@ -78,7 +78,7 @@ class ClassifierTask(Task):
         self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
 
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        """Cross-entropy of what the classifier says of the visible patches."""
+        """Cross-entropy of the classifier's prediction from the visible patches."""
         logits = model(batch["pixel_values"], self.draw_subsets(batch, step))[:, 0]
         return classification_loss(logits, batch["labels"])
 
@@ -88,16 +88,16 @@ class ClassifierTask(Task):
         shape = (len(batch["ids"]), 1, rows * columns)
         if not self.args.mask_patches:
             return torch.ones(shape, dtype=torch.bool)
-        everyone = torch.zeros(1, dtype=torch.int64)
-        sizes_from = KeyedGenerator("classifier training sizes", self.args.seed, step, keys=everyone)
-        # One size for the whole step (a dense batch), the empty subset among them: v must be defined there too.
-        size = subsets.uniform_sizes(1, 1, shape[-1] + 1, generator=sizes_from)[0] - 1
+        shared_key = torch.zeros(1, dtype=torch.int64)
+        size_generator = KeyedGenerator("classifier training sizes", self.args.seed, step, keys=shared_key)
+        # All images of a step share one size, for a dense batch. It may be 0, because v(empty) must be learned too.
+        size = subsets.uniform_sizes(1, 1, shape[-1] + 1, generator=size_generator)[0] - 1
         generator = KeyedGenerator("classifier training subsets", self.args.seed, step, keys=batch["ids"].cpu())
         return subsets.uniform(*shape, generator=generator, sizes=size)
 
     @torch.no_grad()
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        """Accuracy with all patches, with a half and with a quarter of them; what selects the best model."""
+        """Accuracy with all, half and a quarter of the patches, and the "score" that selects the best model."""
         v = self.accelerator.unwrap_model(model)
         rows = []
         for batch in self.eval_loader:
@@ -124,7 +124,7 @@ class ClassifierTask(Task):
 
 @with_found_batch_size
 def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
-    """Fine-tunes a classifier; writes it with its processor to `output_dir`, and returns its scores."""
+    """Fine-tunes a classifier (section 5.1), writes it with its processor to `output_dir`, and returns its scores."""
     accelerator = make_accelerator(args)
     return fit(ClassifierTask(args, accelerator), args, accelerator)
 

@@ -40,8 +40,8 @@ class ExplainerArguments(LoopArguments):
     objective: Literal[tuple(OBJECTIVES)] = arg("salvage", "What is minimised.")  # type: ignore[valid-type]
     sampling: Literal[tuple(LAWS)] | None = arg(  # type: ignore[valid-type]
         None,
-        "The law of the subsets: guided by the attributions (Algorithm 3), uniform, or the Shapley kernel's; when not "
-        "given, that of the objective, as published.",
+        "The law of the subsets: guided by the attributions (Algorithm 3), uniform, or the Shapley kernel's; the "
+        "objective's own, as published, when not given.",
     )
     learning_rate: float | None = arg(
         None,
@@ -57,7 +57,7 @@ class ExplainerArguments(LoopArguments):
     )
     freeze_backbone: bool = arg(False, "Train the mask transformer alone, on features that are computed once.")
     num_views: Annotated[int, AtLeast(1)] = arg(
-        1, "Training items per image: itself, and random parts and mirror images of it. An epoch passes over all."
+        1, "Training items per image: itself, then random parts of it, half of them mirrored. An epoch passes over all."
     )
 
     def __post_init__(self):
@@ -71,7 +71,7 @@ class ExplainerArguments(LoopArguments):
 
 
 class ExplainerTask(Task):
-    """An explainer learns what a frozen classifier says of partial images."""
+    """An explainer learns what a frozen classifier predicts from partial images."""
 
     best_metric = "srg"
 
@@ -105,7 +105,7 @@ class ExplainerTask(Task):
         output = self.explain(model, batch)  # phi+ and phi- of every patch and class (eq. 3)
         drawn = self.draw_subsets(output, batch, step)  # S, guided by the attributions (Algorithm 3)
         values = self.ask_classifier(batch, drawn)  # v(S)
-        losses = self.objective.loss(self.bare(model), output, drawn, values)  # u(S) beside v(S) (eqs. 4 and 5)
+        losses = self.objective.loss(self.bare(model), output, drawn, values)  # u(S) against v(S) (eqs. 4 and 5)
         return losses.mean(dim=1).mean()  # over the subsets of an image, then over the images
 
     def explain(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
@@ -120,7 +120,7 @@ class ExplainerTask(Task):
         return draw_subsets(self.args, scores, batch["ids"], step)
 
     def ask_classifier(self, batch: dict[str, torch.Tensor], drawn: torch.Tensor) -> SubsetValues:
-        """v(S) of subsets bool [B, M, N], and of both ends where the objective needs them, from one embedding."""
+        """v(S) of subsets bool [B, M, N], and v of no patch and of all patches where the objective asks for them."""
         if not self.objective.asks_ends:
             return SubsetValues(self.classifier.logits(batch["pixel_values"], drawn).float())
         ends = torch.tensor([False, True], device=drawn.device)[:, None].expand(len(drawn), -1, drawn.shape[-1])
@@ -136,12 +136,12 @@ class ExplainerTask(Task):
         return predicted_targets(self.classifier.logits(batch["pixel_values"], everything)[:, 0])
 
     def bare(self, model: torch.nn.Module) -> SalvageModel:
-        """The model without what accelerate has put around it."""
+        """The model without accelerate's wrapper."""
         return self.accelerator.unwrap_model(model)
 
     @torch.no_grad()
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        """SRG, LIF and MIF of the maps, the loss on subsets of its own law, and how often the sums classify right."""
+        """SRG, LIF and MIF of the maps, the loss on validation subsets, and how often u(N) predicts the target."""
         rows: list[torch.Tensor] = []
         law = LAWS[self.objective.validation_law]
         hidden = not self.accelerator.is_main_process
@@ -156,8 +156,8 @@ class ExplainerTask(Task):
             row = torch.stack([scores.srg, scores.lif, scores.mif, losses.mean(dim=1), correct], dim=1)
             rows.append(self.accelerator.gather_for_metrics(row))
         means = torch.cat(rows).mean(dim=0).tolist()
-        hits = "accuracy" if self.args.target == "label" else "agreement"  # with the classifier's own predictions
-        return dict(zip(("srg", "lif", "mif", self.objective.measure, hits), means, strict=True))
+        hit_rate = "accuracy" if self.args.target == "label" else "agreement"  # with the classifier's predictions
+        return dict(zip(("srg", "lif", "mif", self.objective.measure, hit_rate), means, strict=True))
 
     def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
         """Writes the explainer with its code, the image processor and the model card."""
@@ -170,11 +170,11 @@ class ExplainerTask(Task):
 
 @with_found_batch_size
 def train_explainer(args: ExplainerArguments, task: type[ExplainerTask] = ExplainerTask) -> dict[str, Any]:
-    """Trains an explainer; writes it with processor and card to `output_dir`, and returns its scores.
+    """Trains an explainer (sections 4 and 5.1), writes it to `output_dir`, and returns its scores.
 
     Args:
-        args: of the run.
-        task: a subclass observes the parts of a step.
+        args: the arguments of the run.
+        task: the class of the task; a subclass can measure the parts of a step.
     """
     accelerator = make_accelerator(args)
     return fit(task(args, accelerator), args, accelerator)
@@ -184,14 +184,14 @@ def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tens
     """The subsets of a training step: the attributions of the target classes [B, N] -> bool [B, M, N].
 
     Slot m has one size for all images of the step, in every process, so that each size is one dense batch; only the
-    published sampler of the Shapley kernel draws a size per image. The patches of an image are keyed by its id, so
-    that they do not depend on the batch. Of an odd number of guided subsets the odd one is drawn from the scores in
-    one step, from one minus them in the next.
+    published sampler of the Shapley kernel draws a size per image. The random numbers of an image are keyed by its id,
+    so that they do not depend on the batch. If the number of guided subsets is odd, the half drawn in proportion to the
+    scores has one more in even steps, and the other half in odd steps.
     """
     law = LAWS[args.sampling or OBJECTIVES[args.objective].sampling]
-    everyone = torch.zeros(1, dtype=torch.int64)
+    shared_key = torch.zeros(1, dtype=torch.int64)
     sizes = law.shared_sizes(
-        args.new_subsets, scores.shape[1], KeyedGenerator("training sizes", args.seed, step, keys=everyone)
+        args.new_subsets, scores.shape[1], KeyedGenerator("training sizes", args.seed, step, keys=shared_key)
     )
     if args.new_subsets % 2 and step % 2:
         scores = -scores

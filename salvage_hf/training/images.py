@@ -1,4 +1,4 @@
-"""The images of a run, split into those that train and those that validate."""
+"""The images of a run, split into training and validation images."""
 
 from datasets import Dataset, get_dataset_split_names
 
@@ -20,6 +20,6 @@ def load_splits(args: LoopArguments) -> tuple[Dataset, Dataset]:
     if args.max_train_samples and args.max_train_samples < len(train):
         train = train.shuffle(seed=args.seed).select(range(args.max_train_samples))
     if args.max_eval_samples and args.max_eval_samples < len(validation):
-        # The same images whatever the seed: runs that differ in it are compared on them.
+        # A fixed seed, so that runs with different seeds are compared on the same images.
         validation = validation.shuffle(seed=0).select(range(args.max_eval_samples))
     return train, validation

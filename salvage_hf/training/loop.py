@@ -27,7 +27,7 @@ from .task import Task
 
 logger = logging.getLogger(__name__)
 
-#: The training loss is logged every so many optimizer steps.
+#: Optimizer steps between two logs of the training loss.
 LOGGING_STEPS = 10
 
 
@@ -37,7 +37,7 @@ def fit(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, 
     Args:
         task: what is learned.
         args: how long, how fast, and what is kept.
-        accelerator: of `make_accelerator`.
+        accelerator: what `make_accelerator` returned.
 
     Returns:
         Results of the best step, and under "history" what was measured on the way.
@@ -61,11 +61,11 @@ class _Run:
         self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
         self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
         self.max_steps = args.max_train_steps or args.num_train_epochs * self.steps_per_epoch
-        # Not prepared: accelerate would step it once per process. Here one call is one optimizer step.
+        # accelerate does not prepare the scheduler, because it would step it once per process instead of once.
         self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, args.num_warmup_steps, self.max_steps)
         accelerator.register_for_checkpointing(self.scheduler)
-        every = args.checkpointing_steps
-        self.checkpointing_steps = self.steps_per_epoch if every == "epoch" else int(every or self.max_steps)
+        interval = args.checkpointing_steps
+        self.checkpointing_steps = self.steps_per_epoch if interval == "epoch" else int(interval or self.max_steps)
         self._init_trackers()
         self.progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
         self.losses: list[torch.Tensor] = []  # since the last log
@@ -113,7 +113,7 @@ class _Run:
         return self._finish()
 
     def _run_epoch(self, epoch: int, steps_done: int) -> None:
-        """One pass over the training images, without the steps that a checkpoint has behind it."""
+        """One pass over the training images, without its first `steps_done` optimizer steps."""
         self.loader.set_epoch(epoch)
         skipped = steps_done * self.args.gradient_accumulation_steps
         batches = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
@@ -141,7 +141,7 @@ class _Run:
         self.losses.append(loss.detach())
 
     def _measure_and_keep(self) -> None:
-        """Logs, validates, and writes a checkpoint, where it is this step's turn."""
+        """Logs, validates and writes a checkpoint, each where its interval ends at this step."""
         step, last = self.progress["step"], self.progress["step"] == self.max_steps
         validate = last or step % self.args.validation_steps == 0
         checkpoint = last or step % self.checkpointing_steps == 0
@@ -186,7 +186,7 @@ class _Run:
                 save_best(self.task, self.accelerator.unwrap_model(self.model), self.output_dir, measured)
 
     def _finish(self) -> dict[str, Any]:
-        """Writes the last model and the results, and uploads the best model where that is wanted."""
+        """Writes the last model and the results, and uploads the best model with --push_to_hub."""
         accelerator, history = self.accelerator, self.progress["history"]
         accelerator.wait_for_everyone()
         best = self.progress["best"] or history[-1]

@@ -32,20 +32,20 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / TRACKER_LOGS)),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed, non_blocking=True),
     )
-    # Not by end_training: another run may follow in the same processes.
+    # At exit, and not by `end_training`, because another run may follow in the same processes.
     atexit.register(accelerator.state.destroy_process_group)
     logging.getLogger("salvage_hf").setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     set_seed(args.seed)
     check_writable(args.output_dir)
     if accelerator.is_main_process:
-        _sweep(Path(args.output_dir))
+        _clean_up(Path(args.output_dir))
         if args.push_to_hub:
             create_repository(repository_name(args.hub_model_id, args.output_dir), args.hub_token)
     return accelerator
 
 
-def _sweep(output_dir: Path) -> None:
-    """Finishes or removes what a run has left that was killed while it wrote."""
+def _clean_up(output_dir: Path) -> None:
+    """Cleans up after a run that was killed while it wrote: finishes a complete best model, removes the rest."""
     best = output_dir / BEST_PARTIAL
     if (best / COMPLETE).exists():
         publish(best, output_dir)
@@ -54,9 +54,9 @@ def _sweep(output_dir: Path) -> None:
 
 
 def with_found_batch_size(train: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Decorator of a training function: what --auto_find_batch_size does, by accelerate's own finder.
+    """Decorator that gives a training function --auto_find_batch_size, by accelerate's own finder.
 
-    A smaller batch divides the one asked for, so that accumulation makes up for it exactly; the run begins anew.
+    Smaller batch sizes divide the requested one, so that accumulation makes up for them exactly. The run starts again.
     """
 
     @functools.wraps(train)
@@ -64,7 +64,7 @@ def with_found_batch_size(train: Callable[..., dict[str, Any]]) -> Callable[...,
         if not args.auto_find_batch_size:
             return train(args, **options)
         largest = first = args.per_device_train_batch_size
-        if args.resume_from_checkpoint:  # with the batch size that was found before
+        if args.resume_from_checkpoint:  # start with the batch size that was found before
             first = read_checkpoint(args)[1]["arguments"]["per_device_train_batch_size"]
             first = first if largest % first == 0 else largest
         smaller = iter([size for size in range(first - 1, 0, -1) if largest % size == 0] + [0])

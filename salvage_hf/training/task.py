@@ -1,4 +1,4 @@
-"""What a training run learns, in the form that the loop asks for."""
+"""What a training run learns: the interface between tasks and the loop."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,12 +10,12 @@ from ..data.images import ProcessedImages
 
 
 class Task(ABC):
-    """What is trained, on which images, to what end.
+    """What is trained, on which images, and by which loss.
 
-    A benchmark of speed times the parts of a step in a subclass that overrides them.
+    To measure the speed of a step's parts, override them in a subclass.
 
     Attributes:
-        model: what is trained: its parameters that require gradients.
+        model: the model; its parameters that require gradients are trained.
         train_images: the training images.
         best_metric: the validation score, higher is better, that selects the best model.
     """
@@ -26,7 +26,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
-        """What is minimised, the mean over the images of a batch.
+        """What is minimised: a scalar, the mean over the images of a batch.
 
         Args:
             model: the model as accelerate has prepared it.
@@ -43,7 +43,7 @@ class Task(ABC):
         """Writes the model, with all that its users need; called in the main process alone.
 
         Args:
-            model: the bare model, without what accelerate has put around it.
-            folder: where to.
-            results: what was measured at its step; "chosen" says whether that chose the model.
+            model: the model without accelerate's wrapper.
+            folder: where to write it.
+            results: what was measured at its step; "chosen" says whether this selected the model.
         """

@@ -2,8 +2,8 @@
 
 Takes an image folder in the form of `datasets`: its metadata.jsonl has a line per photograph, with "file_name" and
 "objects", and these have "bbox" as [x, y, width, height] and "category". Writes OUTPUT/train and OUTPUT/val with a
-folder per answer, and OUTPUT/val_masks with the regions of the validation crops. All crops of a photograph are in the
-same of the two.
+folder per answer, and OUTPUT/val_masks with the regions of the validation crops. A photograph gives crops either to
+train or to val.
 
 python scripts/data/prepare_blood_cells.py --image_dir FOLDER --output_dir OUTPUT
 """
@@ -27,16 +27,16 @@ def main() -> None:
     parser.add_argument("--category", default="Platelets", help="the category of the objects that are looked for")
     parser.add_argument("--crop_size", type=int, default=240, help="the side of a crop in pixels")
     parser.add_argument(
-        "--crops_per_image", type=int, default=4, help="how many crops of a photograph show an object at most"
+        "--crops_per_image", type=int, default=4, help="the most crops per photograph that show an object"
     )
     parser.add_argument(
-        "--validation_share", type=float, default=0.25, help="the share of the photographs that validate"
+        "--validation_share", type=float, default=0.25, help="the share of the photographs for validation"
     )
     parser.add_argument("--seed", type=int, default=0, help="the seed of everything random")
     args = parser.parse_args()
-    there = [name for name in ("train", "val", "val_masks") if Path(args.output_dir, name).exists()]
-    if there:
-        parser.error(f"--output_dir {args.output_dir!r} holds {there} already: crops of two runs must not mix")
+    existing = [name for name in ("train", "val", "val_masks") if Path(args.output_dir, name).exists()]
+    if existing:
+        parser.error(f"--output_dir {args.output_dir!r} holds {existing} already: crops of two runs must not mix")
     lines = Path(args.image_dir, "metadata.jsonl").read_text().splitlines()
     records = sorted((json.loads(line) for line in lines), key=lambda record: record["file_name"])
     if not any(args.category in record["objects"]["category"] for record in records):
@@ -82,8 +82,8 @@ def crops_of(
         generator: source of randomness.
 
     Returns:
-        Crops that touch no region: as many as show one, and at least one, where the photograph has room for them.
-        Crops that show a region, each the whole of another one, at most `crops_per_image`.
+        First, crops that touch no region: as many as there are crops with a region, but at least one, where the
+        photograph has room. Second, crops that each show a different region as a whole, at most `crops_per_image`.
     """
     width, height = size
     if not 0 < args.crop_size <= min(size):

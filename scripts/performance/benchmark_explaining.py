@@ -1,9 +1,9 @@
-"""Seconds to explain one image: Salvage beside methods that ask the classifier many times, all in one run.
+"""Seconds to explain one image: Salvage compared with methods that ask the classifier many times, in one run.
 
-Salvage explains all classes by one forward of the explainer; the other methods explain the predicted class. Each of
-those that sample may ask the classifier `--budget` times: the default is what RISE gets in the paper. captum's methods
-work on pixels, as their users call them; shapiq's and the bare masked forwards ask v(S), where the tokens of hidden
-patches are dropped.
+Salvage explains all classes by one forward of the explainer; the other methods explain the predicted class. Methods
+that sample may ask the classifier `--budget` times, by default as often as RISE in the paper. captum's methods work on
+pixels, as their users call them. shapiq's method and the bare masked forwards ask v(S), which drops the tokens of
+hidden patches.
 """
 
 import statistics
@@ -28,7 +28,7 @@ from salvage_hf.files import check_writable, write_json
 from salvage_hf.masking import value_at
 from salvage_hf.targets import activation, predicted_targets, target_probability
 
-#: (pixel_values [1, C, H, W], target int64 [1]) -> something that is thrown away.
+#: (pixel_values [1, C, H, W], target int64 [1]) -> a result that is discarded.
 Explain = Callable[[torch.Tensor, torch.Tensor], Any]
 
 SALVAGE = "Salvage, all classes"
@@ -39,8 +39,8 @@ class ExplainingBenchmarkArguments(MeasurementArguments):
     """Arguments of scripts/performance/benchmark_explaining.py."""
 
     explainer: str = arg("", "The Salvage model: a name on the Hub or a folder.")
-    budget: Annotated[int, AtLeast(2)] = arg(2000, "How often a sampling method asks the classifier, per image.")
-    rounds: Annotated[int, AtLeast(1)] = arg(3, "Images, each explained by every method in turn.")
+    budget: Annotated[int, AtLeast(2)] = arg(2000, "How often a sampling method asks the classifier per image.")
+    rounds: Annotated[int, AtLeast(1)] = arg(3, "Number of images, each explained by every method in turn.")
     seed: int = arg(0, "The seed of everything random.")
     output_dir: str = arg("outputs/benchmark_explaining", "The folder for results.json.")
 
@@ -51,7 +51,7 @@ class ExplainingBenchmarkArguments(MeasurementArguments):
 
 
 def on_tokens(args: ExplainingBenchmarkArguments, v: MaskedClassifier) -> dict[str, Explain]:
-    """Salvage, and what asks v(S)."""
+    """Salvage, and the methods that ask v(S)."""
     explainer = load_explainer(args.explainer, "salvage", v)
 
     def salvage(pixel_values, target):
@@ -79,7 +79,7 @@ def on_tokens(args: ExplainingBenchmarkArguments, v: MaskedClassifier) -> dict[s
 
 
 def on_pixels(args: ExplainingBenchmarkArguments, v: MaskedClassifier) -> dict[str, Explain]:
-    """captum's methods; what they remove are patches too."""
+    """captum's methods; those that remove features remove patches, as v(S) does."""
     patches = torch.arange(v.num_patches, device=DEVICE).view(1, 1, *v.grid_size)
     patches = patches.repeat_interleave(v.patch_size, -2).repeat_interleave(v.patch_size, -1)  # [1, 1, H, W]
     removing = {"feature_mask": patches, "perturbations_per_eval": 50}
@@ -111,7 +111,7 @@ def on_pixels(args: ExplainingBenchmarkArguments, v: MaskedClassifier) -> dict[s
 def measure(
     methods: dict[str, Explain], v: MaskedClassifier, images: ProcessedImages, indices: list[int]
 ) -> dict[str, list[float]]:
-    """Seconds of every method for every image but the first, on which Salvage, the only fast one, warms up."""
+    """Seconds of every method for every image, apart from the first: it only warms up Salvage, the one fast method."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for number, index in enumerate(tqdm(indices, desc="Images")):
         pixel_values = images[index]["pixel_values"][None].to(DEVICE)

@@ -1,4 +1,4 @@
-"""Times v(S) by token dropping beside the same classifier run densely with an attention mask.
+"""Times v(S) by token dropping against the same classifier run densely with an attention mask.
 
 The dense side is how ViT-Shapley evaluates subsets: the pixels are repeated for every subset, all tokens pass through
 all layers, and hidden ones are masked in every attention. Both run side by side, round by round, on the same images and
@@ -25,8 +25,8 @@ class MaskingBenchmarkArguments:
     """Arguments of scripts/performance/benchmark_masking.py."""
 
     model_name_or_path: str | None = arg(None, "A DINOv2 classifier; a ViT-S/14 with random weights when not given.")
-    grids: list[int] = arg([8, 16], "Patches along a side of the images, one or several numbers.")
-    rows_per_size: list[int] = arg([32, 8], "Images, a number for each of the grids: every size has as many subsets.")
+    grids: list[int] = arg([8, 16], "Numbers of patches along a side of the images, one measurement each.")
+    rows_per_size: list[int] = arg([32, 8], "Images for each of --grids; an image gets one subset of every size.")
     rounds: Annotated[int, AtLeast(1)] = arg(3, "How often both sides run in turn.")
     dtype: Literal["float32", "bfloat16"] = arg("float32", "The type of the classifier's weights and of the images.")
     output_dir: str = arg("outputs/benchmark_masking", "The folder for results.json.")
@@ -62,14 +62,14 @@ def dense_logits(v: MaskedClassifier, pixel_values: torch.Tensor, drawn: torch.T
 
 @torch.no_grad()
 def compare(v: MaskedClassifier, side: int, rows_per_size: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Times both sides on images of side x side patches, every size 1..N with `rows_per_size` subsets."""
+    """Times both sides on images of side x side patches, with `rows_per_size` subsets of every size 1..N."""
     generator = torch.Generator().manual_seed(0)
     num_patches = side * side
     pixel_values = torch.randn(rows_per_size, 3, side * v.patch_size, side * v.patch_size, generator=generator)
     sizes = torch.arange(1, num_patches + 1)
     drawn = subsets.uniform(rows_per_size, num_patches, num_patches, generator=generator, sizes=sizes)
     pixel_values, drawn = pixel_values.to(DEVICE, dtype), drawn.to(DEVICE)
-    rows = max(1, v.chunk_size // (num_patches + 1))  # as many tokens in a forward as the dropping side
+    rows = max(1, v.chunk_size // (num_patches + 1))  # so that a forward has as many tokens as on the dropping side
 
     sides = {
         "dropping": lambda: v.logits(pixel_values, drawn),

@@ -1,9 +1,9 @@
 """Peak memory of v(S) and of the metrics above the loaded model, as the number of subsets per image grows.
 
-Every figure is taken in a process of its own, after a first forward of each size; inputs and outputs do not count. On a
-GPU it is read from the allocator's record, on a CPU from the resident memory, looked at every few milliseconds. Without
-a model the classifier is one layer of a ViT-S/14 with random weights: a forward without gradients holds the activations
-of one layer at a time.
+Every figure is measured in a process of its own, after a first forward of each size; inputs and outputs do not count.
+On a GPU it is the allocator's peak, on a CPU the peak of the resident memory, sampled every few milliseconds. Without a
+model the classifier is one layer of a ViT-S/14 with random weights, which is enough, because a forward without
+gradients holds the activations of one layer at a time.
 """
 
 import multiprocessing
@@ -32,7 +32,7 @@ class MemoryBenchmarkArguments:
     model_name_or_path: str | None = arg(None, "A classifier; one layer with random weights when not given.")
     grid: Annotated[int, AtLeast(1)] = arg(8, "Patches along a side of the images.")
     num_images: Annotated[int, AtLeast(1)] = arg(64, "Images in the batch.")
-    num_subsets: list[int] = arg([8, 64, 512], "Numbers of subsets per image, a column for each.")
+    num_subsets: list[int] = arg([8, 64, 512], "Numbers of subsets per image, one column each.")
     chunk_size: Annotated[int, AtLeast(1)] = arg(4096, "Tokens that a forward may hold.")
     output_dir: str = arg("outputs/benchmark_memory", "The folder for results.json.")
 
@@ -45,7 +45,7 @@ class MemoryBenchmarkArguments:
 
 
 def v_of_subsets(v, pixel_values, num_subsets) -> tuple[Callable, int]:
-    """v(S), the sizes shared by the images as in training: each size then is B rows, however large M is."""
+    """v(S); all images share the sizes, as in training, so that each size has B rows, however large M is."""
     generator, num_patches = torch.Generator().manual_seed(0), _num_patches(v, pixel_values)
     sizes = subsets.stratified_sizes(1, num_subsets, num_patches, generator=generator)[0]
     drawn = subsets.uniform(len(pixel_values), num_subsets, num_patches, generator=generator, sizes=sizes)
@@ -67,7 +67,7 @@ def relative_protocol(v, pixel_values, num_subsets) -> tuple[Callable, int]:
 
 
 def rank(v, pixel_values, num_subsets) -> tuple[Callable, int]:
-    """SRG; it takes 2N - 1 subsets per image, so that every column is the same call."""
+    """SRG; it always takes 2N - 1 subsets per image, so that all columns measure the same call."""
     maps, targets = _maps(v, pixel_values)
     return lambda: rank_scores(v, pixel_values, maps, targets), 0
 
@@ -92,7 +92,7 @@ def _maps(v, pixel_values) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Peak:
-    """Measures the most bytes held at once within the `with` block, above those held when it began: `bytes`."""
+    """Within a `with` block, measures the peak of the bytes held, less those held at its start: `bytes`."""
 
     def __enter__(self):
         if DEVICE.type == "cuda":
@@ -120,7 +120,7 @@ class Peak:
 
 
 def resident_bytes() -> int:
-    """The memory of this process that stands in RAM."""
+    """The resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -137,7 +137,7 @@ def measure(name: str, num_subsets: int, args: MemoryBenchmarkArguments) -> int:
     v.to(DEVICE)
     side = args.grid * v.patch_size
     pixel_values = torch.randn(args.num_images, 3, side, side, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    # Every size once: libraries keep kernels and buffers for each shape they have met.
+    # Run every size once, because libraries keep kernels and buffers for each new shape.
     num_patches = args.grid**2
     v.logits(pixel_values[:1], torch.arange(num_patches).lt(torch.arange(1, num_patches + 1)[:, None])[None])
     call, given_and_returned = MEASURED[name](v, pixel_values, num_subsets)
@@ -149,7 +149,7 @@ def measure(name: str, num_subsets: int, args: MemoryBenchmarkArguments) -> int:
 def main() -> None:
     args = HfArgumentParser(MemoryBenchmarkArguments, description=__doc__).parse_args_into_dataclasses()[0]
     check_writable(args.output_dir)
-    # glibc then gives freed tensors back to the system, instead of keeping them resident for later ones.
+    # With this, glibc returns freed tensors to the system, instead of keeping their memory resident.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     results: dict[str, dict[int, int]] = {}
     for name in MEASURED:

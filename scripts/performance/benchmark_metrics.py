@@ -1,11 +1,11 @@
-"""What R-SRG costs: the estimate within a budget beside the paper's protocol and beside independent draws.
+"""What R-SRG costs: the estimate with a budget, compared with the paper's protocol and with independent draws.
 
-1. Over many images: the total standard error of the mean R-SRG with a budget, beside the one that the paper's protocol
-   would have. The protocol's is put together from the variance between images, which the run with a budget gives, and
-   the variance of its draws, which two draws at every size give. From the same draws: what the explainer's u(S) would
-   save as a control variate, the variance of v(S) - u(S) as a multiple of that of v(S).
-2. Of single images: the error with a budget beside that of as many independent draws (a size ~ U{1..N}, then a weighted
-   subset of that size), both as standard deviations over repetitions with other seeds.
+1. Over many images: the total standard error of the mean R-SRG with a budget, compared with that of the paper's
+   protocol. The latter is computed from the variance between images (from the run with a budget) and the variance of
+   the protocol's draws (from two draws at every size). The same draws show what the explainer's u(S) would save as a
+   control variate: the variance of v(S) - u(S) as a multiple of that of v(S).
+2. Of single images: the error with a budget, compared with that of as many independent draws (a size ~ U{1..N}, then a
+   weighted subset of that size). Both are standard deviations over repetitions with other seeds.
 """
 
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class MetricBenchmarkArguments(MeasurementArguments):
     num_single_images: Annotated[int, AtLeast(1)] = arg(10, "Images of the second part.")
     repeats: Annotated[int, AtLeast(2)] = arg(8, "Repetitions of the second part.")
     budget: Annotated[int, AtLeast(5)] = arg(
-        161, "Forwards of the classifier per image; with 64 patches 161 is a hundredth of the protocol's."
+        161, "Forwards of the classifier per image; with 64 patches, 161 are a hundredth of the protocol's."
     )
     batch_size: Annotated[int, AtLeast(1)] = arg(20, "Images at a time.")
     seed: int = arg(0, "The seed of everything random.")
@@ -69,7 +69,7 @@ def protocol_draw_variances(v, explainer, pixel_values, attributions, targets, s
     """How much R-SRG by the paper's protocol varies with its draws, from two independent draws at every size.
 
     Returns:
-        [B, 2]: the variance of R-SRG, and of R-SRG with v(S) - u(S) in the place of v(S).
+        [B, 2]: the variance of R-SRG, and of R-SRG with v(S) - u(S) in place of v(S).
     """
     num_patches = attributions.shape[1]
     weights = subsets.min_max_weights(attributions)

@@ -1,9 +1,9 @@
-"""Seconds to score maps by deletion: `rank_scores` (insertion and deletion) beside Quantus' PixelFlipping.
+"""Seconds to score maps by deletion: `rank_scores` (insertion and deletion) compared with Quantus' PixelFlipping.
 
 Needs `pip install quantus`. Quantus takes maps of pixels, blackens pixels and reads one curve. It counts every channel
-of a pixel as a feature of its own, and its steps must divide the number of features: the finest step here is one patch
-in one channel, so that a curve takes three dense forwards per patch. `rank_scores` reads both curves with two forwards
-per patch, and drops tokens.
+of a pixel as a feature, and its steps must divide the number of features: the finest step here is one patch in one
+channel, so that a curve takes three dense forwards per patch. `rank_scores` computes both curves with two forwards per
+patch, and drops tokens.
 """
 
 import statistics
@@ -27,12 +27,12 @@ class FlippingBenchmarkArguments(MeasurementArguments):
     """Arguments of scripts/performance/benchmark_pixel_flipping.py."""
 
     num_images: Annotated[int, AtLeast(1)] = arg(16, "Images per round, one batch.")
-    rounds: Annotated[int, AtLeast(1)] = arg(3, "Rounds, each with both.")
+    rounds: Annotated[int, AtLeast(1)] = arg(3, "Rounds, in each of which both score the same images.")
     output_dir: str = arg("outputs/benchmark_pixel_flipping", "The folder for results.json.")
 
 
 class Logits(torch.nn.Module):
-    """A classifier as Quantus takes it: pixels to logits."""
+    """A classifier in the form that Quantus takes: pixels to logits."""
 
     def __init__(self, classifier):
         super().__init__()

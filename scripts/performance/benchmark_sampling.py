@@ -1,9 +1,9 @@
-"""How much the gradient of a training step varies with the subsets drawn, one way of drawing beside the other.
+"""How much the gradient of a training step varies with the subsets drawn, for several ways of drawing them.
 
-For fixed images and a fixed explainer, the gradient of the head's parameters is taken for many independent draws of the
-subsets. Printed is its total variance (summed over parameters), as a multiple of that of the first way of a family.
-Every way asks the classifier as often, so that half the variance is worth twice the subsets. Within a family all ways
-estimate the same gradient; that of another family belongs to another distribution of subsets.
+For fixed images and a fixed explainer, the gradient of the head's parameters is computed for many independent draws of
+the subsets. The script prints its total variance (summed over parameters), as a multiple of that of the first way in
+the family. All ways ask the classifier equally often, so half the variance is worth twice the subsets. The ways of a
+family estimate the same gradient; families differ in the distribution of the subsets, and so in the gradient.
 """
 
 import functools
@@ -31,7 +31,7 @@ class SamplingBenchmarkArguments(MeasurementArguments):
     """Arguments of scripts/performance/benchmark_sampling.py."""
 
     explainer: str | None = arg(
-        None, "The Salvage model at whose parameters gradients are taken; a fresh one when not given."
+        None, "The Salvage model at whose parameters gradients are computed; a new one when not given."
     )
     num_images: Annotated[int, AtLeast(1)] = arg(16, "Images per step.")
     num_subsets: Annotated[int, AtLeast(2)] = arg(8, "Subsets per image, an even number: some ways draw pairs.")
@@ -68,7 +68,7 @@ def stratified_per_image(scores: torch.Tensor, num_subsets: int, generator: torc
 def stratified_paired(scores: torch.Tensor, num_subsets: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform subsets in pairs: the first s patches of an order, and its last N + 1 - s.
 
-    The second is the complement of the first and one patch more: its size is uniform on 1..N too.
+    The second is the complement of the first plus one patch, so that its size is uniform on 1..N too.
     """
     sizes = subsets.stratified_sizes(1, num_subsets // 2, scores.shape[1], generator=generator)[0][:, None]
     orders = subsets.weighted_orders(torch.ones_like(scores), num_subsets // 2, generator=generator)
@@ -77,7 +77,7 @@ def stratified_paired(scores: torch.Tensor, num_subsets: int, generator: torch.G
 
 
 def complement(scores: torch.Tensor, num_subsets: int, generator: torch.Generator) -> torch.Tensor:
-    """A uniform subset and its complement, which has a size of 0..N-1: another law than the uniform one."""
+    """Uniform subsets and their complements, whose sizes are 0..N-1: together not the uniform law."""
     batch_size, num_patches = scores.shape
     sizes = subsets.stratified_sizes(1, num_subsets // 2, num_patches, generator=generator)[0]
     half = subsets.uniform(batch_size, num_subsets // 2, num_patches, generator=generator, sizes=sizes)

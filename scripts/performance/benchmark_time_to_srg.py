@@ -1,13 +1,13 @@
-"""The time that training needs to reach an SRG: the paper's loop beside a cheaper recipe, on the same images.
+"""The time that training needs to reach an SRG: the paper's loop compared with a cheaper recipe, on the same images.
 
-The paper's loop trains everything, on 32 new subsets per image and step. Several learning rates are tried for a sixth
-of `--seconds` each, and the best of them gets a run of all `--seconds`. The cheaper recipe gets a tenth of `--seconds`.
-It trains the mask transformer alone, on features of four views per image that are computed once, with 8 new subsets per
+The paper's loop trains everything, on 32 new subsets per image and step. Each learning rate is tried for a sixth of
+`--seconds`, and the best of them gets a run of all `--seconds`. The cheaper recipe gets a tenth of `--seconds`. It
+trains the mask transformer alone, on features of four views per image that are computed once, with 8 new subsets per
 image and step. The classifier, the images and the precision (that of `accelerate launch`) are the same.
 
-First a few steps of both are timed, on a machine that should do nothing else; from them follows how many steps fit into
-a number of seconds. The time of a run is then that of its preparations and its steps, without the validations: the runs
-themselves may share the machine with other work. What has run once stands in results.json and is not repeated.
+First a few steps of both are timed, on a machine that should do nothing else. They say how many steps fit into a number
+of seconds. The time of a run is computed from them: its preparations and steps, without the validations. The runs
+themselves may therefore share the machine with other work. Finished runs are kept in results.json and not repeated.
 """
 
 import itertools
@@ -52,7 +52,7 @@ class TimeBenchmarkArguments(MeasurementArguments):
     learning_rates: list[float] = arg(
         [1e-5, 3e-5, 1e-4], "Learning rates of the paper's loop, each tried for a sixth of the time."
     )
-    seeds: list[int] = arg([0, 1, 2], "Seeds of the cheaper recipe, a run for each.")
+    seeds: list[int] = arg([0, 1, 2], "Seeds of the cheaper recipe, one run each.")
     output_dir: str = arg("outputs/benchmark_time_to_srg", "The folder for results.json and the explainers.")
 
     def __post_init__(self):
@@ -62,7 +62,7 @@ class TimeBenchmarkArguments(MeasurementArguments):
 
 
 class Runs:
-    """Training runs, each made once: results.json keeps what they gave."""
+    """Training runs, each made once: results.json keeps their results."""
 
     def __init__(self, args: TimeBenchmarkArguments):
         self.args, self.path = args, Path(args.output_dir, "results.json")
@@ -74,7 +74,7 @@ class Runs:
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What results.json holds under a name; where it holds nothing, what `make` returns, which is then kept."""
         if name not in self.done:
-            # The main process's, for all: its seconds say how many steps every process takes.
+            # All processes take the main process's result, whose seconds say how many steps all of them take.
             self.done[name] = broadcast_object_list([make()])[0]
             if PartialState().is_main_process:
                 write_json(self.path, self.done)
@@ -118,7 +118,7 @@ class Runs:
     def run_for(
         self, seconds: float, name: str, validations: int, probe: dict[str, float], **options
     ) -> list[dict[str, float]]:
-        """A run of that many seconds: after how many of them each validation comes, and its SRG."""
+        """Trains for `seconds`; returns the time and the SRG of each validation."""
         steps = max(validations, int((seconds - probe["preparation"]) / probe["step"]))
         history = self.once(name, lambda: self.train(name, steps, validations, **options)["history"])
         return [

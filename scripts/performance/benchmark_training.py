@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: an ordinary run of `train_explainer`, with a clock between its parts.
+"""Where the time of a training step goes: an ordinary run of `train_explainer`, with a clock that times its parts.
 
 Takes the arguments of scripts/train.py. The first two optimizer steps warm up and are not counted; validation and
 checkpoints come after the last step that is counted.
@@ -57,10 +57,10 @@ class Clock:
 class TimedTask(ExplainerTask):
     """An explainer's training that tells a clock where each part of a step ends."""
 
-    clock: Clock  # of the run
+    clock: Clock  # set before the run
 
     def loss(self, model, batch, step):
-        self.clock.end_part(IMAGES)  # since the optimizer's step before
+        self.clock.end_part(IMAGES)  # since the previous optimizer step
         loss = super().loss(model, batch, step)
         self.clock.end_part(OBJECTIVE)
         return loss
@@ -71,9 +71,9 @@ class TimedTask(ExplainerTask):
         return output
 
     def targets(self, batch):
-        self.clock.end_part(SAMPLING)  # so far
+        self.clock.end_part(SAMPLING)  # up to here
         targets = super().targets(batch)
-        self.clock.end_part(CLASSIFIER)  # it is asked where the images have no labels
+        self.clock.end_part(CLASSIFIER)  # it predicts the targets of images without labels
         return targets
 
     def draw_subsets(self, output, batch, step):
@@ -88,8 +88,8 @@ class TimedTask(ExplainerTask):
 
 
 @contextmanager
-def optimizer_told(clock: Clock) -> Iterator[None]:
-    """Within it the optimizer tells the clock where the backward pass ends, and where the step does."""
+def clock_on_optimizer(clock: Clock) -> Iterator[None]:
+    """Within this context, the optimizer tells the clock where the backward pass ends and where the step ends."""
     handles = [
         register_optimizer_step_pre_hook(lambda *_: clock.end_part(EXPLAINER_BACKWARD)),
         register_optimizer_step_post_hook(lambda *_: clock.end_step()),
@@ -119,7 +119,7 @@ def main() -> None:
     check(args)
     args.validation_steps = args.checkpointing_steps = args.max_train_steps
     clock = TimedTask.clock = Clock()
-    with optimizer_told(clock):
+    with clock_on_optimizer(clock):
         train_explainer(args, task=TimedTask)
     if PartialState().is_main_process:
         report(clock, Path(args.output_dir, "benchmark_training.json"))

@@ -1,4 +1,4 @@
-"""What the measurements share: arguments, a classifier with images for it, and a clock."""
+"""What the scripts of this folder share: arguments, a classifier with images for it, and a clock."""
 
 import time
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ class MeasurementArguments:
 
 
 def now() -> float:
-    """Seconds. Waits for the GPU first: a call returns before the work that it has given to the GPU is done."""
+    """The time in seconds; waits for the GPU first, because its calls return before their work is done."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def load(args: MeasurementArguments) -> tuple[MaskedClassifier, ProcessedImages]:
-    """The classifier, on the GPU where there is one, and all images as it takes them."""
+    """The classifier, on the GPU where there is one, and all images, processed for it."""
     v = MaskedClassifier.from_pretrained(args.model_name_or_path).to(DEVICE)
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
     return v, ProcessedImages(load_images(folder=args.validation_dir), processor, v.config)

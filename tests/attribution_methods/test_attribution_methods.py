@@ -20,7 +20,7 @@ from salvage_hf.objectives import OBJECTIVES
 
 FAMILIES = {"dinov2": 1, "dinov2_with_registers": 4, "vit": 1, "deit": 2}  # name -> tokens before the patches
 METHODS = list(attribution_methods.REGISTRY)
-#: What makes a method cheap enough for tests.
+#: Options that make a method fast enough for tests.
 CHEAP = {
     "rise": {"budget": 40},
     "kernelshap": {"budget": 60},
@@ -32,7 +32,7 @@ N = 16
 
 
 def options_of(name, salvage_model):
-    """What a method needs beside its classifier."""
+    """The options that a method needs besides its classifier."""
     if attribution_methods.REGISTRY[name].needs == "explainer":
         return {"explainer": salvage_model(objective=name, paired_values=OBJECTIVES[name].paired_values)}
     return CHEAP.get(name, {})
@@ -51,7 +51,7 @@ def build(tiny_classifier, salvage_model):
 
 
 def slow_attentions(classifier, pixel_values):
-    """Attention probabilities of every layer, [T, T] per head, from queries and keys of one image."""
+    """Attention probabilities of every layer, one [T, T] per head, from the queries and keys of one image."""
     layers, inputs = [], {}
     names = {"q": ("query", "q_proj"), "k": ("key", "k_proj")}
     found = {"q": [], "k": []}
@@ -152,7 +152,7 @@ def test_maps_carry_no_gradient(build, images, name):
 
 
 def test_rise_converges_to_the_conditional_means(tiny_classifier, images):
-    """Its limit at N = 9: the mean of v(S) over all subsets that hold the patch."""
+    """RISE's limit, computed exactly at N = 9: the mean of v(S) over all subsets that contain the patch."""
     v = MaskedClassifier(tiny_classifier("dinov2_with_registers"))
     pixel_values, targets = images(2, 12), torch.tensor([0, 2])
     subsets = torch.tensor(list(itertools.product([False, True], repeat=9)))
@@ -207,7 +207,7 @@ def test_salvage_is_the_models_map_of_the_target(tiny_classifier, salvage_model,
 @pytest.mark.parametrize("num_labels", [1, 3])
 @pytest.mark.parametrize("name", ["vit_shapley", "fastshap"])
 def test_maps_of_shapleys_own_objectives(tiny_classifier, salvage_model, images, name, num_labels):
-    """ViT-Shapley's are moved to sum to v(N) - v(empty), FastSHAP's are raw."""
+    """ViT-Shapley's maps are shifted to sum to v(N) - v(empty); FastSHAP's are the explainer's raw values."""
     model, pixel_values = salvage_model(num_labels, objective=name, paired_values=False), images(2)
     v, targets = MaskedClassifier(tiny_classifier(num_labels=num_labels)), torch.tensor([1, 0])
     maps = attribution_methods.load(name, classifier=v, explainer=model)(pixel_values, targets)
@@ -227,7 +227,7 @@ def test_an_explainer_of_another_objective_is_refused(tiny_classifier, salvage_m
     v = MaskedClassifier(tiny_classifier())
     for other in set(OBJECTIVES) - {name}:
         explainer = salvage_model(objective=other, paired_values=OBJECTIVES[other].paired_values)
-        with pytest.raises(ValueError, match=f"trained by the objective '{other}', needed is one by '{name}'"):
+        with pytest.raises(ValueError, match=f"trained by the objective '{other}', the method needs one by '{name}'"):
             attribution_methods.load(name, classifier=v, explainer=explainer)
 
 
@@ -264,7 +264,7 @@ def test_kernelshap_needs_more_subsets_than_patches(tiny_classifier, images):
 
 
 def test_gradcam_plus_plus_keeps_small_gradients_in_half_precision(tiny_classifier, images):
-    """Their squares and cubes are 0 in float16."""
+    """The squares and cubes of these gradients would be 0 in float16."""
     classifier = tiny_classifier("dinov2")
     classifier.classifier.weight.data *= 1e-3
     pixel_values, targets = images(3), torch.tensor([0, 1, 2])
@@ -316,7 +316,7 @@ def test_the_registry_describes_every_method():
 
 
 def features_and_logit(v, pixel_values, target):
-    """Of one image: the output of the last block's first norm with its graph, and the target's logit."""
+    """For one image: the output of the last block's first norm, with its graph, and the target's logit."""
     base = v.classifier.base_model
     block = (base.layers if hasattr(base, "layers") else base.encoder.layer)[-1]
     norm, seen = getattr(block, "norm1", None) or block.layernorm_before, []
@@ -351,14 +351,14 @@ def slow_gradcam(v, pixel_values, target, num_prefix):
 
 
 def slow_gradcam_plus_plus(v, pixel_values, target, num_prefix):
-    """Equations 19 and 21 of the paper for Y = exp(S), its derivatives written out."""
+    """Chattopadhay et al., equations 19 and 21, for Y = exp(S), with its derivatives written out."""
     tokens, logit = features_and_logit(v, pixel_values, target)
     gradient = torch.autograd.grad(logit, tokens)[0][0, num_prefix:].double()
     tokens, score = tokens[0, num_prefix:].detach().double(), float(logit.detach().exp())
     first, second, third = score * gradient, score * gradient**2, score * gradient**3
     weights = []
     for channel in range(tokens.shape[1]):
-        inner = tokens[:, channel].sum() * third[:, channel]  # eq. 19: the sum is of the features alone
+        inner = tokens[:, channel].sum() * third[:, channel]  # in eq. 19 the sum is over the features alone
         alpha = second[:, channel] / (2 * second[:, channel] + inner)
         weights.append((alpha * first[:, channel].clamp(min=0)).sum() / score)
     return [max(0.0, float(sum(w * f for w, f in zip(weights, patch, strict=True)))) for patch in tokens]
@@ -394,7 +394,7 @@ def slow_ablationcam(v, pixel_values, target, num_prefix):
 
 
 def slow_vit_cx(v, pixel_values, target, num_prefix):
-    """One mask after the other; clusters by scipy's hierarchy."""
+    """One mask after the other, with clusters by scipy's hierarchy."""
     tokens, _ = features_and_logit(v, pixel_values, target)
     image, (height, width) = pixel_values[0], pixel_values.shape[-2:]
     rows, columns = v.patch_grid(pixel_values)
@@ -437,7 +437,7 @@ def test_maps_equal_their_slow_twin(build, images, family, name, slow):
             MaskedClassifier(copy.deepcopy(v.classifier)), pixel_values[image : image + 1], target, FAMILIES[family]
         )
         torch.testing.assert_close(maps[image], torch.tensor(expected), rtol=1e-3, atol=1e-5)
-    assert maps.std(dim=1).max() > 0  # ReLU may leave nothing of one of them
+    assert maps.std(dim=1).max() > 0  # of one image, ReLU may leave nothing but zeros
 
 
 def test_vit_cx_equals_its_slow_twin_with_the_same_noise_everywhere(build, images, monkeypatch):
@@ -560,7 +560,7 @@ def test_a_walk_through_gated_layers(tiny_classifier, images):
 
 
 class SlowRelevance:
-    """Chefer et al. (2021) for one image, module by module backwards, as their equations say."""
+    """Chefer et al. (2021) for one image: backwards through the modules, by their equations."""
 
     def __init__(self, v, pixel_values, target):
         self.v, self.model, self.num_prefix = v, v.classifier.double(), v.num_prefix_tokens
@@ -647,7 +647,7 @@ class SlowRelevance:
 
 
 def attention_gradients(classifier, pixel_values, target):
-    """The gradient of the target's logit by the attention probabilities of every layer, by transformers' own pass."""
+    """The gradient of the target's logit with respect to each layer's attention, from transformers' own forward."""
     model = copy.deepcopy(classifier).float()
     model.set_attn_implementation("eager")
     for parameter in model.parameters():
@@ -675,7 +675,7 @@ def test_lrp_equals_its_slow_twin(build, images, family):
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers", "vit", "deit"])
 def test_conservative_relevance_sums_to_the_logit(tiny_classifier, images, family):
-    """Without biases, over every input token: CLS, registers and positions included."""
+    """This holds without biases, and over every input token: CLS, registers and positions included."""
     classifier = tiny_classifier(family)
     with torch.no_grad():
         for name, parameter in classifier.named_parameters():

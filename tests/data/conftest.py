@@ -1,4 +1,4 @@
-"""A folder of small images, an image processor for them, and a cache of their own."""
+"""A folder of small images, an image processor for them, and a cache for each test."""
 
 import datasets
 import pytest
@@ -19,7 +19,7 @@ def processor(tmp_path, save_processor):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of three images, in one format each."""
+    """Two classes of three images, each class in a format of its own."""
     for name, suffix in (("n01440764_tench", "jpg"), ("n02102040_English_springer", "png")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(3):

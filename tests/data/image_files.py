@@ -13,7 +13,7 @@ def config_with(*names, num_labels=None):
 
 
 def picture(value=0, size=(20, 20), mode="RGB"):
-    """Noise around a grey value: a file of some length, so that half of it is a broken image."""
+    """Noise around a grey value, which makes the file long enough for half of it to be a broken image."""
     noise = np.random.default_rng(value).integers(-9, 9, (*size[::-1], 3)) + 100 + 10 * value
     return Image.fromarray(noise.astype(np.uint8)).convert(mode)
 

@@ -17,7 +17,7 @@ def test_a_folder_gives_every_image_with_its_label_and_name(folder, processor):
     dataset = load_images(folder=str(folder))
     images = ProcessedImages(dataset, processor, config_with("English springer", "tench"))
     assert image_names(dataset)[0] == "n01440764_tench/n01440764_tench_val_0.jpg"
-    # words such as "val" in names sort nothing out, and the classifier's order of labels counts
+    # file names with words such as "val" are not sorted into splits; labels are in the classifier's order
     assert images.labels == [1, 1, 1, 0, 0, 0]
     item = images[4]
     assert item["labels"] == 0
@@ -33,7 +33,7 @@ def test_a_class_that_stands_alone_keeps_its_label(folder, processor):
     images = ProcessedImages(load_images(folder=str(folder)), processor, config_with("English springer", "tench"))
     assert images.labels == [1, 1, 1]
     flat = folder / "n01440764_tench"
-    assert load_images(folder=str(flat)).column_names == ["image"]  # images without a class have none
+    assert load_images(folder=str(flat)).column_names == ["image"]  # images in no class folder get no label column
 
 
 def test_items_of_a_batch_equal_single_items(folder, processor):

@@ -54,7 +54,7 @@ def test_labels_that_do_not_match_are_listed(names, labels, listed):
         (["tench"], "n01440764_tench -> tench, n02102040_English_springer -> not tench"),
     ],
 )
-def test_the_mapping_is_told(folder, processor, caplog, labels, shown):
+def test_the_mapping_is_logged(folder, processor, caplog, labels, shown):
     with caplog.at_level(logging.INFO, "salvage_hf.data"):
         ProcessedImages(load_images(folder=str(folder)), processor, config_with(*labels))
     assert shown in caplog.text

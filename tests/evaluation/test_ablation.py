@@ -1,4 +1,4 @@
-"""The ablations: every arm once, with equal steps and its own recipe, and scores of its last model."""
+"""The ablations: every arm is trained once, with equal steps and its own recipe, and its last model is scored."""
 
 import json
 
@@ -57,13 +57,13 @@ def test_every_arm_is_trained_once_with_its_own_recipe(arguments, monkeypatch, t
     runs, train = [], ablation.train_explainer
 
     def remember(args):
-        forwards = args.new_subsets + 2 * (args.objective == "vit_shapley")  # both ends, by its loss
+        forwards = args.new_subsets + 2 * (args.objective == "vit_shapley")  # and both ends
         runs.append((args.objective, args.sampling, args.seed, args.learning_rate, args.max_train_steps, forwards))
         return train(args)
 
     monkeypatch.setattr(ablation, "train_explainer", remember)
     first = run_ablation(*arguments(seeds=[0]))
-    both = run_ablation(*arguments())  # as after a stop: what is done is not done again
+    both = run_ablation(*arguments())  # as after a stop: finished runs are not repeated
     assert runs == [
         (objective, sampling, seed, rate, 4, 4)
         for seed in (0, 1)
@@ -119,7 +119,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(arguments, monkeypatch, 
         run_ablation(*arguments(seeds=[0], **changes))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **o: steps.append("after") or step(self, *a, **o))
     resumed = run_ablation(*arguments(seeds=[0], **changes))
-    assert steps == ["before"] * 3 + ["after"] * (2 + 4 + 4)  # of the first arm only the two steps since its checkpoint
+    assert steps == ["before"] * 3 + ["after"] * (2 + 4 + 4)  # the first arm repeats two steps
     for name in ARMS:
         assert resumed["arms"][name]["0"]["srg"] == pytest.approx(whole["arms"][name]["0"]["srg"], abs=1e-5)
 
@@ -161,7 +161,7 @@ def test_arms_of_another_classifier_do_not_join(arguments, tmp_path):
     assert (tmp_path / "out" / "ablation.json").read_text() == before
 
 
-def test_messages(arguments):
+def test_error_messages(arguments):
     with pytest.raises(ValueError, match="an ablation needs max_train_steps"):
         run_ablation(*arguments(max_train_steps=None))
     with pytest.raises(ValueError, match="an ablation needs validation_dir, or a data set"):

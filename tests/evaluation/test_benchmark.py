@@ -1,4 +1,4 @@
-"""The comparison of methods: resumable, independent of batch size, and right."""
+"""The comparison of methods: it can be resumed, does not depend on the batch size, and is right."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def arguments(tiny_classifier, save_processor, tmp_path):
     classifier = tiny_classifier("dinov2_with_registers")
     classifier.save_pretrained(tmp_path / "classifier")
     save_processor(tmp_path / "classifier")
-    torch.manual_seed(0)  # an explainer that gets some images wrong, whatever test ran before
+    torch.manual_seed(0)  # the explainer must get some images wrong, whichever test ran before
     explainer = SalvageModel.from_classifier(classifier)
     torch.nn.init.normal_(explainer.head.class_projection.weight)
     explainer.save_pretrained(tmp_path / "explainer")
@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path,
         run_benchmark(arguments(**options))
     scored.stop_at = None
     resumed = run_benchmark(arguments(**options))
-    assert scored == [3, 3, 1] * 2  # nothing twice
+    assert scored == [3, 3, 1] * 2  # no batch is scored twice
     assert without_timings(resumed) == without_timings(whole)
     maps = [
         load_file(tmp_path / folder / "maps" / "salvage.safetensors")["attributions"] for folder in ("whole", "out")
@@ -133,8 +133,8 @@ def test_a_stopped_run_goes_on_after_its_last_batch(arguments, scored, tmp_path,
     assert torch.equal(*maps)
 
 
-def test_maps_with_nan_are_told_by_method_and_image(arguments, monkeypatch, tmp_path):
-    """What was scored before stays, and the method may be left out."""
+def test_maps_with_nan_are_reported_with_method_and_image(arguments, monkeypatch, tmp_path):
+    """Earlier scores stay, and the run can continue without the method."""
 
     def broken(classifier, seed=0):
         def attribute(pixel_values, targets):
@@ -150,7 +150,7 @@ def test_maps_with_nan_are_told_by_method_and_image(arguments, monkeypatch, tmp_
     assert list(kept) == ["random"]
     results = run_benchmark(arguments(methods=["random", "salvage"]))
     assert list(results["methods"]) == ["random", "salvage"]
-    assert results["methods"]["random"] == kept["random"]  # its seconds too: not scored again
+    assert results["methods"]["random"] == kept["random"]  # even its seconds are the same, so it was not scored again
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_relative_scores_of_the_first_images_only(arguments):
     assert results["settings"]["relative"] == {"n_masks": 2, "images": 4}
 
 
-def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, scored, tmp_path):
+def test_a_retrained_explainer_is_scored_again_and_the_baselines_stay(arguments, scored, tmp_path):
     before = run_benchmark(arguments(methods=["salvage", "random"]))
     explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
     torch.nn.init.normal_(explainer.head.class_projection.weight)
@@ -212,7 +212,7 @@ def test_a_retrained_explainer_is_scored_anew_and_the_baselines_stay(arguments, 
 
 
 def test_a_stopped_run_leaves_no_scores_of_other_weights(arguments, scored, tmp_path):
-    """Scores of the earlier explainer may not stand beside predictions of the new one."""
+    """Scores of the earlier explainer must not stand beside predictions of the new one."""
     run_benchmark(arguments(methods=["salvage", "random"]))
     explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
     torch.nn.init.normal_(explainer.head.class_projection.weight)
@@ -224,7 +224,7 @@ def test_a_stopped_run_leaves_no_scores_of_other_weights(arguments, scored, tmp_
 
 
 def test_one_label(arguments, tiny_classifier, tmp_path):
-    """Without and with the label: targets 0 and 1, and a map of 0 is that of 1 with its sign changed."""
+    """Images with and without the label have targets 1 and 0; the map of 0 is that of 1 with the opposite sign."""
     classifier = tiny_classifier("dinov2_with_registers", num_labels=1)
     classifier.config.id2label, classifier.config.label2id = {0: "LABEL_1"}, {"LABEL_1": 0}
     classifier.save_pretrained(tmp_path / "classifier")
@@ -305,14 +305,14 @@ def test_an_explainer_of_other_labels_is_refused_before_anything_is_measured(
 def test_an_explainer_of_another_objective_is_refused_before_anything_is_measured(arguments, tmp_path):
     explainers = [f"fastshap={tmp_path / 'explainer'}"]
     with pytest.raises(
-        ValueError, match="explainer was trained by the objective 'salvage', needed is one by 'fastshap'"
+        ValueError, match="explainer was trained by the objective 'salvage', the method needs one by 'fastshap'"
     ):
         run_benchmark(arguments(methods=["random", "fastshap"], explainers=explainers))
     assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_predictions_follow_the_images_that_no_score_sees(arguments, monkeypatch, tmp_path):
-    """Table 4 is of all images: where one changes, what was predicted for it is of no use."""
+    """Table 4 covers all images, so the stored predictions are outdated when one image changes."""
     asked, predictions = [], benchmark.predictions
     monkeypatch.setattr(benchmark, "predictions", lambda *args: asked.append(args[-1]) or predictions(*args))
     before = run_benchmark(arguments(methods=["random"], max_eval_samples=2))
@@ -352,13 +352,13 @@ def test_predictions_are_of_all_images(arguments, tmp_path):
 
 
 def test_what_is_kept_for_the_report(arguments, tmp_path):
-    """Pictures are what the model sees; what is misclassified has maps of the class predicted and of the true one."""
+    """Pictures show what the model sees; misclassified images have maps of the predicted and of the true class."""
     results = run_benchmark(arguments(methods=["salvage"]))
     processor = AutoImageProcessor.from_pretrained(tmp_path / "classifier")
     explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
     assert sorted(results["examples"]) == list(range(7))
     targets = [results["targets"][position] for position in results["examples"]]
-    assert targets[:3] == [0, 1, 2]  # of every class one before the second
+    assert targets[:3] == [0, 1, 2]  # one image of every class comes before the second of any
     pictures = load_file(tmp_path / "out" / "examples.safetensors")["pictures"]
     name = results["ids"][results["examples"][0]]
     pixels = processor(open_image(tmp_path / "images" / name), return_tensors="pt")["pixel_values"]
@@ -375,18 +375,18 @@ def test_what_is_kept_for_the_report(arguments, tmp_path):
 
 
 def test_cost_is_counted_in_forwards(arguments, tmp_path):
-    """v(S) of 30 masks of half the patches each, one forward, forward and backward, and nothing at all."""
+    """RISE: v(S) of 30 masks with half the patches; attention: a forward; saliency: forward and backward; random: 0."""
     results = run_benchmark(arguments(methods=["rise", "last_attention", "saliency", "random"], sampling_budget=30))
     forwards = {name: entry["forwards"] for name, entry in results["methods"].items()}
     assert forwards["random"] == 0
-    assert forwards["last_attention"] == pytest.approx(1)  # eager attention, beside the CPU's own
+    assert forwards["last_attention"] == pytest.approx(1)  # its eager attention counts as much as the CPU's own
     assert forwards["saliency"] == pytest.approx(2, rel=0.2)
     prefix, patches = 4, 16  # CLS and three registers
     assert forwards["rise"] == pytest.approx(30 * (prefix + patches / 2) / (prefix + patches), rel=0.2)
 
 
-def test_mixed_precision_is_of_masked_forwards_alone(arguments, monkeypatch, tmp_path):
-    """What a method reads from the classifier stays in float32; v(S), in the scores too, is rounded."""
+def test_mixed_precision_applies_to_masked_forwards_alone(arguments, monkeypatch, tmp_path):
+    """What a method reads from the classifier itself stays in float32; v(S) is rounded, also in the scores."""
     precise = run_benchmark(arguments(methods=["saliency", "rise"], sampling_budget=20))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -407,7 +407,7 @@ def test_mixed_precision_is_of_masked_forwards_alone(arguments, monkeypatch, tmp
 
 
 def test_regions(arguments, mask_dir, tmp_path):
-    """RRA and RMA through the benchmark: the mask as the model sees the image, the map on its pixels."""
+    """The benchmark crops masks as the model sees the images, and brings maps to these pixels."""
     results = run_benchmark(arguments(methods=["random"], mask_dir=mask_dir, per_device_eval_batch_size=3))
     maps = load_file(tmp_path / "out" / "maps" / "random.safetensors")["attributions"]
     for score in ("rra", "rma"):
@@ -435,7 +435,7 @@ def test_regions(arguments, mask_dir, tmp_path):
 
 @pytest.mark.parametrize(("rank", "relative"), [(0, 0), (2, 0), (0, 5), (5, 2)])
 def test_only_what_is_asked_for_is_measured(arguments, mask_dir, tmp_path, rank, relative):
-    """Rank and relative scores of the first images only, whatever the batches; of none, they are left out."""
+    """Rank and relative scores of the first images only, whatever the batches are; of no image, they are left out."""
     options = {"methods": ["random"], "mask_dir": mask_dir, "per_device_eval_batch_size": 3}
     whole = run_benchmark(arguments(**options, output_dir=str(tmp_path / "whole")))["methods"]["random"]
     results = run_benchmark(arguments(**options, max_rank_samples=rank, max_relative_samples=relative))
@@ -452,7 +452,7 @@ def test_only_what_is_asked_for_is_measured(arguments, mask_dir, tmp_path, rank,
             assert part[name][number:] == [None] * (len(whole[name]) - number)
 
 
-def test_messages(arguments):
+def test_error_messages(arguments):
     with pytest.raises(ValueError, match="no attribution method 'guesswork'; there are salvage"):
         arguments(methods=["guesswork"])
     with pytest.raises(ValueError, match="max_relative_samples must be at least 0, got -1"):

@@ -1,4 +1,4 @@
-"""The report: every table and figure from finished results alone, with the numbers of the results."""
+"""The report: it makes every table and figure from finished results alone, and shows their numbers."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchm
 
 
 def test_the_report_loads_no_training_and_no_benchmark():
-    """`import salvage_hf` loads transformers, and it accelerate; nothing of them may be started."""
+    """Only this library is checked: `import salvage_hf` loads transformers, which loads accelerate."""
     found = subprocess.run(
         [sys.executable, "-c", "import sys, salvage_hf.evaluation.report; print(*sys.modules)"],
         capture_output=True,
@@ -132,7 +132,7 @@ def test_the_page_says_what_the_tables_mark_and_escapes_titles(make_benchmark, t
 
 
 def test_scores_that_were_not_asked_for_are_left_out(make_benchmark, tmp_path):
-    """Regions alone leave no table or figure of faithfulness; rank scores of some images count those."""
+    """With regions alone there is nothing on faithfulness; rank scores of some images state how many these are."""
     folder, results = make_benchmark()
     partly, _ = make_benchmark("Partly")
     for scores in results["methods"].values():
@@ -181,7 +181,7 @@ def test_tables_hold_the_results(make_benchmark, tmp_path):
     cost = _table(tmp_path / "report" / "tables" / "cost.md")
     assert cost[2] == ["Salvage", "1,234.5", "0.25"]
     text = (tmp_path / "report" / "index.html").read_text()
-    assert "8 images, relative scores on 5 of them with 4 draws a size" in text
+    assert "8 images, relative scores on 5 of them with 4 draws per size" in text
     assert "Salvage RMA 2 on Pets" in text
     assert "Salvage RRA 1 on Pets" in text
 
@@ -305,7 +305,7 @@ def test_several_data_sets_side_by_side(make_benchmark, tmp_path):
     assert (tmp_path / "report" / "figures" / "figure1_Blood_Cells.png").is_file()
 
 
-def test_messages(make_benchmark, tmp_path):
+def test_error_messages(make_benchmark, tmp_path):
     with pytest.raises(ValueError, match="benchmarks or ablations are needed"):
         write_report(ReportArguments())
     with pytest.raises(ValueError, match=r"no results.json in .*nowhere': it is written by scripts/benchmark.py"):

@@ -1,4 +1,4 @@
-"""What is kept of a benchmark and an ablation, and what is refused."""
+"""The files of a benchmark and an ablation: what they hold, and which are refused."""
 
 import json
 
@@ -16,7 +16,7 @@ from salvage_hf.evaluation.results import (
 )
 
 
-def test_what_is_not_there_or_not_whole_is_told_with_its_script(tmp_path):
+def test_missing_and_broken_files_are_reported_with_the_script_that_writes_them(tmp_path):
     for name, read in (("results.json", read_benchmark), ("ablation.json", read_ablation)):
         script = "scripts/benchmark.py" if name == "results.json" else "scripts/ablation.py"
         with pytest.raises(ValueError, match=rf"no {name} in '.*': it is written by {script}"):

@@ -1,4 +1,4 @@
-"""The registry of scores: whole, and all that a new score needs beside its computation and its metric."""
+"""The registry of scores: it is complete, and a new entry is all that a score needs besides its computation."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_what_is_kept_is_what_the_algorithms_give(family, compute):
 
 
 def test_a_new_entry_is_computed_kept_and_tabulated(monkeypatch, tiny_classifier, images):
-    """Of a score of regions; the others are methods of the two algorithms, which the test above holds together."""
+    """For a score of regions; those of the two algorithms are covered by the test above."""
     from salvage_hf import MaskedClassifier
     from salvage_hf.evaluation.arguments import BenchmarkArguments
 

@@ -9,7 +9,7 @@ from salvage_hf.evaluation.significance import mark, not_worse
 
 
 def literal_share_of_resamples(differences):
-    """The bootstrap in full: over all samples with replacement, how often the mean difference is at most 0."""
+    """The exact bootstrap: the share of all samples with replacement whose mean difference is at most 0."""
     samples = list(itertools.product(differences, repeat=len(differences)))
     return sum(sum(sample) <= 0 for sample in samples) / len(samples)
 
@@ -20,12 +20,12 @@ def test_not_worse_is_the_bootstrap_over_all_resamples(differences, level):
     share = literal_share_of_resamples(differences)
     values = torch.randint(9, (len(differences),), generator=torch.Generator().manual_seed(0)).double()
     leader = values + torch.tensor(differences)  # whole numbers: ties are exact
-    if abs(share - level) > 0.02:  # 10,000 resamples know the share to about 0.005
+    if abs(share - level) > 0.02:  # 10,000 resamples estimate the share to about 0.005
         assert not_worse(values, leader, level=level) == (share >= level)
 
 
 def test_marks_follow_the_pairs_and_not_the_spread():
-    """A small difference that every image shows is told; one as small that images share by chance is not."""
+    """A small difference on every image is detected; an even smaller one between noisy images is not."""
     generator = torch.Generator().manual_seed(1)
     leader = torch.rand(100, generator=generator, dtype=torch.float64)
     scores = {
@@ -55,7 +55,7 @@ def test_a_method_that_is_defined_on_few_images_wins_no_column():
 
 
 def test_means_are_compared_on_the_images_that_all_have():
-    """A score that is undefined where images are hard is no better for it."""
+    """A method must not win because its score is undefined on the hard images."""
     nan = float("nan")
     easy_only = torch.tensor([*[0.9] * 10, *[nan] * 10], dtype=torch.float64)
     better = torch.tensor([*[0.95] * 10, *[0.5] * 10], dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_means_are_compared_on_the_images_that_all_have():
 
 
 def test_most_is_counted_among_images_where_any_method_is_defined():
-    """Regions that most images lack, or scores asked for on the first images only, are no fault of a method."""
+    """Images without a region, or beyond the first that were scored, do not count against a method."""
     nan = float("nan")
     first = torch.tensor([*[0.5] * 10, *[nan] * 20], dtype=torch.float64)
     assert mark({"good": first, "bad": first - 0.1}, True) == {"good": "best", "bad": "second"}

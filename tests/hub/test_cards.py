@@ -1,4 +1,4 @@
-"""The model card of an explainer: what it says, what the Hub reads from it, and what it keeps to itself."""
+"""The model card of an explainer: what it says, what the Hub reads from it, and that it holds no local path."""
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
@@ -45,7 +45,7 @@ def test_the_hub_reads_the_scores_as_they_were_measured(write, objective, hits):
     assert card.data.datasets == ["org/pets"]
     for name, value in scores.items():
         assert f"| {name} | {value:.4f} |" in card.text
-        assert f"`{name}`" in card.text  # where it says what the score is
+        assert f"`{name}`" in card.text  # in the text that explains the score
 
 
 def test_local_images_are_called_so(write, tmp_path):
@@ -56,7 +56,7 @@ def test_local_images_are_called_so(write, tmp_path):
         assert {result.dataset_name for result in card.data.eval_results} == {"local images"}
 
 
-def test_no_path_of_this_machine_reaches_the_card(write, tmp_path):
+def test_no_local_path_reaches_the_card(write, tmp_path):
     classifier = tmp_path / "models" / "dinov2-pet"
     classifier.mkdir(parents=True)
     folders = ("dataset_name", "train_dir", "validation_dir", "resume_from_checkpoint")

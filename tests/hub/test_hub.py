@@ -51,7 +51,7 @@ def code_files(folder):
 
 @pytest.fixture
 def expected(salvage_model, images, save_processor, tmp_path):
-    """Writes org/salvage-pet, with its processor, and what the model says of some images."""
+    """Writes org/salvage-pet with its processor, and the model's output for some images."""
     model = salvage_model()
     folder = tmp_path / "org" / "salvage-pet"
     model.save_pretrained(folder)
@@ -65,7 +65,7 @@ def expected(salvage_model, images, save_processor, tmp_path):
 def test_the_saved_code_is_the_modeling_folder(salvage_model, tmp_path, model_class):
     salvage_model(model_class=model_class).save_pretrained(tmp_path)
     source = code_files(Path(modeling.__file__).parent)
-    del source["__init__.py"]  # registers with the Auto classes: of use in this package only
+    del source["__init__.py"]  # it registers the Auto classes, which is of use in this package only
     assert code_files(tmp_path) == source
     assert set(source) == {"configuration_salvage.py", "modeling_salvage.py"}
 
@@ -91,7 +91,7 @@ print(type(model).__module__, type(model).__name__)
 
 
 def test_remote_code_from_a_folder(expected, tmp_path):
-    """... which can be saved again with its code and loaded once more."""
+    """The loaded model can be saved again with its code, and loaded once more."""
     again = """
     model.save_pretrained("org/again")
     AutoModel.from_pretrained("org/again", **arguments)
@@ -105,7 +105,7 @@ def test_remote_code_from_a_folder(expected, tmp_path):
 
 def test_push_to_hub_and_load(expected, tmp_path):
     """Pushed and loaded by a process with the package, then loaded as remote code by one without it."""
-    folder = expected.rename(tmp_path / "trained")  # or the folder would be found in place of the repository
+    folder = expected.rename(tmp_path / "trained")  # otherwise the folder would be found in place of the repository
     push = """
     import salvage_hf.modeling
     from transformers import AutoImageProcessor, AutoModel

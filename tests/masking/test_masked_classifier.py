@@ -33,7 +33,7 @@ def first_layer(classifier):
 
 
 def attention_masked_logits(classifier, pixel_values, subset, num_prefix):
-    """Image [C, H, W], subset [N]: all tokens pass all layers, hidden ones are masked as keys of every attention."""
+    """Image [C, H, W], subset [N]: all tokens pass all layers; hidden ones are masked as keys in every attention."""
     visible = torch.cat([torch.ones(num_prefix, dtype=torch.bool), subset])
 
     def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -117,7 +117,7 @@ def test_dropping_equals_masking_in_every_attention_layer(tiny_classifier, image
     subsets[1, 1] = True
     logits = masked(classifier).logits(pixel_values, subsets)
     assert logits.shape == (2, 5, num_labels)
-    assert logits.std() > 0.1, "the random classifier says the same of every subset: the test would prove nothing"
+    assert logits.std() > 0.1, "the random classifier gives every subset the same logits: the test would prove nothing"
     for b in range(2):
         for m in range(5):
             expected = attention_masked_logits(classifier, pixel_values[b], subsets[b, m], NUM_PREFIX[family])
@@ -209,11 +209,11 @@ def test_the_full_subset_gives_the_classifiers_own_logits(tiny_classifier, image
 def test_the_empty_subset_is_the_same_for_all_images(tiny_classifier, images, family, masking):
     v = masked(tiny_classifier(family), masking)
     logits = v.logits(images(3), torch.zeros(3, 2, N, dtype=torch.bool))
-    # Some processors' matrix products round equal rows differently; dropping computes one row for all.
+    # Some processors' matrix products round equal rows differently; "drop" computes one row for all images.
     tolerance = 0 if masking == "drop" else 1e-5
     torch.testing.assert_close(logits, logits[:1, :1].expand_as(logits), rtol=0, atol=tolerance)
     assert logits.isfinite().all()
-    # ... also in company of others
+    # also when other subsets are asked for in the same call
     subsets = random_subsets(2, 3)
     subsets[:, 1] = False
     torch.testing.assert_close(v.logits(images(2, seed=5), subsets)[:, 1], logits[:2, 0], rtol=0, atol=1e-5)
@@ -304,7 +304,7 @@ def test_no_forward_holds_more_patches_than_chunk_size(tiny_classifier, images):
 
 
 def test_large_patches_count_by_their_pixels(tiny_classifier, images):
-    """Four patches of 16 x 16 pixels in 32 x 32: as many squares of 16 x 16."""
+    """An image of 32 x 32 pixels with four patches of 16 x 16 counts as four squares of 16 x 16."""
     classifier = tiny_classifier("resnet")
     counter = TokenCounter(classifier.base_model)
     v = MaskedClassifier(classifier, masking="zero", patch_size=32, chunk_size=12)
@@ -368,7 +368,7 @@ def test_forward_has_gradients_and_logits_has_none(tiny_classifier, images, fami
 
 
 def test_the_gradients_are_those_of_a_step_on_the_classifier(tiny_classifier, images):
-    """Masked fine-tuning goes through the wrapper and must move the classifier itself."""
+    """Masked fine-tuning goes through the wrapper, and must train the classifier itself."""
     classifier = tiny_classifier()
     v = masked(classifier)
     subsets = random_subsets(2, 3)
@@ -567,7 +567,7 @@ def test_no_subsets_have_no_values(tiny_classifier, masking):
 
 
 @pytest.mark.parametrize("masking", list(STRATEGIES))
-def test_mixed_precision_is_of_masked_forwards_alone(tiny_classifier, images, masking):
+def test_mixed_precision_applies_to_masked_forwards_alone(tiny_classifier, images, masking):
     classifier, pixels = tiny_classifier("dinov2_with_registers"), images(2)
     drawn = subsets.uniform(2, 5, 16, generator=torch.Generator().manual_seed(0))
     precise = MaskedClassifier(classifier, masking=masking)
@@ -599,7 +599,7 @@ def test_a_head_that_is_exchanged_is_the_one_that_answers(tiny_classifier, image
 
 
 def test_no_module_is_hidden_from_torch(tiny_classifier):
-    """Every module that v(S) uses is registered once: it is moved, saved and counted with the others."""
+    """Every module that v(S) uses is registered once, so that torch moves, saves and counts it."""
     v = masked(tiny_classifier())
     hidden = [name for name, value in vars(v).items() if isinstance(value, (nn.Module, list, tuple))]
     assert [name for name in hidden if name != "image_size"] == []

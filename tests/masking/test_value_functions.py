@@ -1,4 +1,4 @@
-"""v(S) in the forms that users have it in."""
+"""v(S) in the forms that users may give it in."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A metric's folder is what its Space holds, and the examples of its card run."""
+"""A metric's folder holds what its Space needs, and the examples of its card run."""
 
 import doctest
 import re

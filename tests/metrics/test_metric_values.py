@@ -1,4 +1,4 @@
-"""Every metric against a slow loop, written from Algorithm 1, Algorithm 2 and Arras et al."""
+"""Every metric against slow loops that are written from Algorithm 1, Algorithm 2 and Arras et al. (2022)."""
 
 import inspect
 import itertools
@@ -47,7 +47,7 @@ def algorithm_1(table, scores, descending):
 
 
 def order_probability(order, weights):
-    """Of drawing features in this order, each in proportion to its weight; weights of zero come last, uniformly."""
+    """The probability of drawing features in this order, in proportion to weight; zero weights come last, uniformly."""
     probability, left = 1.0, list(range(len(weights)))
     for feature in order:
         total = sum(weights[i] for i in left)
@@ -57,7 +57,7 @@ def order_probability(order, weights):
 
 
 def algorithm_2(table, scores, relative_to_most):
-    """Expectation and standard deviation of an order's score, over all orders there are."""
+    """Expectation and standard deviation of an order's score, over all orders."""
     scores = np.asarray(scores, dtype=np.float64)
     normalised = (scores - scores.min()) / (scores.max() - scores.min())
     weights = normalised if relative_to_most else 1 - normalised
@@ -248,7 +248,7 @@ def test_the_model_is_left_as_it_was_and_asked_in_eval_mode(load, tiny_classifie
     expected = load("srg").compute(**arguments, model=classifier)
     v = MaskedClassifier(classifier)
     v.train()
-    classifier.base_model.layernorm.eval()  # frozen in training, say
+    classifier.base_model.layernorm.eval()  # as for a layer that stays frozen in training
     modes = [module.training for module in v.modules()]
     assert load("srg").compute(**arguments, model=v) == expected
     assert [module.training for module in v.modules()] == modes
@@ -283,7 +283,7 @@ def test_a_module_names_its_score_and_its_family(load, name):
     assert metric.description.startswith(f"{SCORES[name].title}, ")
     named = re.findall(r"^    (\w+):", metric.inputs_description, flags=re.MULTILINE)
     taken = set(inspect.signature(metric._compute).parameters)
-    # Algorithm 2 has arguments of its own, which the metric hands on.
+    # The metric hands on the arguments that only Algorithm 2 has.
     handed_on = set(inspect.signature(faithfulness.relative_scores).parameters) if "draws" in taken else set()
     assert set(named) <= taken | handed_on
     assert taken - {"draws"} <= set(named)
@@ -328,8 +328,8 @@ def with_nan(maps):
         ({"predictions": np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, np.nan, 0, 0]]), "batch_size": 1}, r"NaN .* \[2\]"),
         ({"references": [0, 3, 1]}, r"contain 3; the classifier's labels are 0\.\.2"),
         ({"references": [0, -1, 1]}, "contain -1"),
-        ({"pixel_values": torch.zeros(2, 3, 1, 16)}, "pixel_values are 2, predictions 3"),
-        ({"ids": [1, 2]}, "ids are 2, predictions 3"),
+        ({"pixel_values": torch.zeros(2, 3, 1, 16)}, "pixel_values: 2 items for 3 predictions"),
+        ({"ids": [1, 2]}, "ids: 2 items for 3 predictions"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"model": lambda x, s: lookup(x, s)[..., 0]}, r"probabilities \[B, M, K\]"),
         ({"model": lambda x, s: lookup(x, s) * torch.nan}, r"returned NaN .* \[0, 1, 2\]"),
@@ -355,7 +355,7 @@ def test_a_map_on_another_grid_than_the_classifiers(load, tiny_classifier, image
         (np.ones((2, 4)), {"masks": None}, "needs masks="),
         (None, {}, "needs predictions"),
         (np.ones((0, 4)), {}, "at least one image"),
-        (np.ones((3, 4)), {}, "masks are 2, predictions 3"),
+        (np.ones((3, 4)), {}, "masks: 2 items for 3 predictions"),
         (np.ones((2, 6)), {}, r"grid_size=\(rows, columns\) is needed: 6"),
         (np.ones((2, 6)), {"grid_size": (2, 2)}, "6 patches, grid_size 2 x 2"),
         (np.ones((2, 2, 4)), {}, "2 x 4 pixels, its mask 4 x 4"),

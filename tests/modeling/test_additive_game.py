@@ -1,4 +1,4 @@
-"""The whole of the paper's idea on games whose Shapley values are known: training must find them."""
+"""The paper's whole idea on games whose Shapley values are known: training must find these values."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TOLERANCE = 0.02  # values are of order 0.7
 
 
 def fit(model, v_logits, num_labels, draw_subsets, steps=800):
-    """Free phi+ and phi- of one image instead of a network's, trained as the paper's eq. 5 says."""
+    """Trains the phi+ and phi- of one image directly, without a network, by the paper's eq. 5."""
     free = torch.zeros(2, 1, N, num_labels, requires_grad=True)
     optimizer = torch.optim.Adam([free], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -36,8 +36,10 @@ def centred(values):
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_additive_games_are_recovered(salvage_model, num_labels, guided):
-    """v(S) = sigma(bias + sum of the visible patches' values): what is identified (attributions and the sum of phi-,
-    for several classes up to what softmax ignores) is found, whatever the distribution of the subsets."""
+    """With v(S) = sigma(bias + sum of visible values), training finds attributions and the sum of phi-.
+
+    With several classes, they are determined up to what softmax ignores. The law of the subsets does not matter.
+    """
     generator = torch.Generator().manual_seed(num_labels)
     values, bias = (0.7 * torch.randn(N + 1, num_labels, generator=generator)).split([N, 1])
 

@@ -61,7 +61,7 @@ def test_equations_3_4_and_6(salvage_model, images, num_labels, logit_temperatur
         full = sum(output.positive_values[b, patch] for patch in range(16)) / logit_temperature
         torch.testing.assert_close(output.logits[b], full, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.attributions, output.positive_values - output.negative_values)
-    # Efficiency: the values of all patches sum to what all patches add to none.
+    # Efficiency: the values of all patches sum to u(N) - u(empty).
     gain = logits[:, 1] - logits[:, 0]
     torch.testing.assert_close(output.attributions.sum(1) / logit_temperature, gain, rtol=1e-4, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_values_are_centred_over_classes(salvage_model, images, num_labels):
         if num_labels > 1:
             torch.testing.assert_close(values.mean(-1), torch.zeros(2, 16), rtol=0, atol=1e-6)
         else:
-            assert values.abs().mean() > 0.01  # one label has nothing to be centred against
+            assert values.abs().mean() > 0.01  # a single label is not centred
 
 
 @both_backbones
@@ -83,7 +83,7 @@ def test_a_fresh_model_predicts_uniformly(tiny_classifier, images, family, num_l
     output = model(images(2))
     assert torch.equal(model.subset_logits(output, random_subsets(2, 3, 16)), torch.zeros(2, 3, num_labels))
     assert torch.equal(output.attributions, torch.zeros(2, 16, num_labels))
-    output.attributions.square().sum().backward()  # ... and can learn: see the next test for a gradient
+    output.attributions.square().sum().backward()  # the next test shows that it can learn
 
 
 def test_a_fresh_model_has_a_gradient(tiny_classifier, images):
@@ -135,13 +135,13 @@ def test_tuples_on_request(salvage_model, images, model_class):
 @pytest.mark.parametrize("model_class", [SalvageModel, SalvageForImageClassification])
 @pytest.mark.parametrize("unknown", ["num_items_in_batch", "bool_masked_pos", "interpolate_pos_encoding"])
 def test_unknown_arguments_are_refused(salvage_model, images, model_class, unknown):
-    """A promise that is swallowed gives wrong numbers: Trainer would not divide its loss by the accumulation steps."""
+    """If any keyword were accepted, Trainer would rely on it, and not divide the loss by the accumulation steps."""
     with pytest.raises(TypeError, match=unknown):
         salvage_model(model_class=model_class)(images(1), **{unknown: None})
 
 
 def test_the_head_uses_the_attention_that_was_chosen(salvage_model, images):
-    """... as the backbone does; every implementation gives the same values."""
+    """The head uses it as the backbone does, and every implementation gives the same values."""
     model, calls = salvage_model(), []
 
     def counted(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -167,7 +167,7 @@ def test_the_attention_is_chosen_at_loading(salvage_model, tmp_path):
 
 
 def test_subset_logits_keep_float32_under_autocast(salvage_model):
-    """Sums over hundreds of patches: bfloat16 would keep three digits of them."""
+    """The logits are sums over hundreds of patches, of which bfloat16 would keep three digits."""
     generator = torch.Generator().manual_seed(0)
     positive, negative = torch.randn(2, 1, 400, 3, generator=generator)
     output = SalvageOutput(
@@ -345,7 +345,7 @@ def test_image_classification_pipeline(salvage_model, save_processor, tmp_path, 
 
 
 def test_no_local_path_is_saved(tiny_classifier, tmp_path):
-    """Neither of a classifier nor of a backbone that was loaded from a folder, nor after a second saving."""
+    """Whether a classifier or a backbone was loaded from a folder, and also after a second saving."""
     classifier = tiny_classifier()
     classifier.save_pretrained(tmp_path / "classifier")
     classifier.base_model.save_pretrained(tmp_path / "backbone")

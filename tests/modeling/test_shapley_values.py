@@ -1,4 +1,4 @@
-"""Trained explainers beside exact Shapley values (eq. 1, by enumeration) of a classifier whose game is not additive."""
+"""Trained explainers against the exact Shapley values (eq. 1, by enumeration) of a classifier with interactions."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def exact_values(game):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A factory: an explainer trained against a random classifier on a few images; with its classifier and images."""
+    """A factory: an explainer trained against a random classifier on a few images, with classifier and images."""
 
     def train(objective, classifier, pixel_values, steps=600):
         v, kind = MaskedClassifier(classifier), OBJECTIVES[objective]
@@ -45,7 +45,7 @@ def trained():
         logits = v.logits(pixel_values, everything)
         ends, powers = logits[:, [0, -1]], 2 ** torch.arange(N - 1, -1, -1)
         generator = torch.Generator().manual_seed(0)
-        scores = torch.zeros(len(pixel_values), N)  # the laws of validation look at none
+        scores = torch.zeros(len(pixel_values), N)  # the validation laws do not read them
         for _ in range(steps):
             drawn = LAWS[kind.validation_law].draw(scores, 32, generator)
             asked = logits.gather(1, (drawn * powers).sum(dim=-1)[..., None].expand(-1, -1, logits.shape[-1]))
@@ -64,7 +64,7 @@ def trained():
 def test_values_of_a_trained_explainer_correlate_with_the_exact_ones(
     trained, tiny_classifier, images, objective, least
 ):
-    """ViT-Shapley and FastSHAP: of the probabilities. Salvage: of the log-probabilities centred over the classes."""
+    """ViT-Shapley and FastSHAP explain probabilities, Salvage log-probabilities that are centred over the classes."""
     classifier = tiny_classifier("dinov2")
     found, logits = trained(objective, classifier, images(3, 12))
     for image in range(3):

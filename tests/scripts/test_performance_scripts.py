@@ -1,4 +1,4 @@
-"""scripts/performance/ on tiny models: that every script runs, and that its figures are what they say they are."""
+"""scripts/performance/ on tiny models: every script runs, and its figures are what it says they are."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def run_script(tmp_path, tiny_classifier, save_processor, monkeypatch):
         for number in range(4):
             Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.syspath_prepend(SCRIPTS)  # where python looks first when it runs one of them
+    monkeypatch.syspath_prepend(SCRIPTS)  # Python adds a script's folder when it runs the script
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -70,7 +70,7 @@ def test_sampling(run_script):
 
 
 def test_total_variance(monkeypatch):
-    """Of vectors with known entries: the sum of the entries' variances."""
+    """For vectors with known entries it is the sum of the entries' variances."""
     monkeypatch.syspath_prepend(SCRIPTS)
     total_variance = runpy.run_path(str(SCRIPTS / "benchmark_sampling.py"))["total_variance"]
     vectors = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ TRAINING = ["--max_train_steps", "5", "--per_device_train_batch_size", "4", "--n
 
 @pytest.mark.parametrize("words", [["--freeze_backbone"], ["--dataloader_num_workers", "1", "--target", "predicted"]])
 def test_training(run_script, monkeypatch, words):
-    """Each part has the time that was spent in it, and the parts add up to the steps."""
+    """Each part gets the time spent in it, and the parts add up to the steps."""
     seconds = {"explain": 0.03, "draw_subsets": 0.04, "ask_classifier": 0.05}
 
     def slow(name):
@@ -124,7 +124,7 @@ def test_training(run_script, monkeypatch, words):
 
 
 def test_training_waits_for_the_gpu_in_no_worker(run_script, monkeypatch):
-    """A worker of a DataLoader cannot touch CUDA: it reads no clock."""
+    """A worker of a DataLoader cannot use CUDA, so it must not read the clock."""
     import measuring
 
     def now():
@@ -152,7 +152,7 @@ def test_training_refuses_what_it_cannot_time(run_script, words, said):
 
 
 def test_time_to_srg(run_script):
-    """Runs that are done are not repeated; steps that fit into a time follow from the probe."""
+    """Finished runs are not repeated; the probe says how many steps fit into a time."""
     words = [*run_script.training_images, "--max_eval_samples", "3", "--seeds", "0", "--learning_rates", "1e-4", "1e-3"]
     paper = {"per_device_train_batch_size": 4, "new_subsets": 2}
     run_script.globals = {"PAPER": paper, "CHEAPER": {**paper, "freeze_backbone": True}, "PROBE_STEPS": 4}
@@ -189,7 +189,7 @@ def test_masking(run_script):
 
 
 def test_memory(run_script):
-    # one number of subsets: every figure starts a process
+    # a single number of subsets, because every figure starts a process
     words = ["--grid", "4", "--num_images", "2", "--num_subsets", "8", "--chunk_size", "64"]
     results = run_script("benchmark_memory.py", *words)
     assert set(results) == {"v(S)", "R-SRG, budget", "R-SRG, n_masks x 32", "SRG"}

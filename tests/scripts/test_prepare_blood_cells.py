@@ -1,4 +1,4 @@
-"""The blood cells: crops show what their folder says, and masks are where the boxes are."""
+"""Preparing the blood cells: crops show what their folder says, and masks are where the boxes are."""
 
 import json
 import runpy
@@ -69,7 +69,7 @@ def test_the_seed_makes_the_crops(prepare, tmp_path):
 
 
 def test_crops_of_two_runs_do_not_mix(prepare, capsys):
-    """A photograph that one run has for training could be another's for validation."""
+    """One run's training photograph could be another run's validation photograph."""
     prepare()
     with pytest.raises(SystemExit):
         prepare("--seed", "1")

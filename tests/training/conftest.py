@@ -1,4 +1,4 @@
-"""What the tests of training share: images, classifiers, and a run that nothing stopped."""
+"""What the tests of training share: images, classifiers, and an uninterrupted run."""
 
 import datasets
 import pytest
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_images(folder / "train", NUM_TRAIN // 2, seed=0)
     write_images(folder / "validation", 3, seed=1)
-    (folder / "validation" / CLASSES[0] / "2.png").unlink()  # 5 images: no multiple of anything
+    (folder / "validation" / CLASSES[0] / "2.png").unlink()  # leaves 5 images, which no batch size divides
     write_classifier(folder / "classifier", ("English springer", "tench"))
     write_classifier(folder / "one_label", ("tench",))
     return folder
@@ -40,7 +40,7 @@ def arguments(data, tmp_path):
 
 @pytest.fixture(scope="session")
 def straight(data, tmp_path_factory):
-    """The folder of a run of 8 steps that nothing stopped."""
+    """The folder of an uninterrupted run of 8 steps."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     forget_accelerators()
     train_explainer(make_arguments(data, folder))

@@ -33,7 +33,7 @@ from salvage_hf.training.explainer import ExplainerArguments
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
 )
-def test_impossible_arguments_are_told_at_once(arguments, changes, message):
+def test_impossible_arguments_are_refused_at_once(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(**changes)
 
@@ -81,4 +81,4 @@ def test_help_lists_every_argument_with_its_choices(kind):
         for choices in ("{salvage,vit_shapley,fastshap}", "{drop,mask_token,zero,mean,blur}", "{label,predicted}"):
             assert choices in text
     else:
-        assert "vit_shapley" not in text  # an explainer's recipe is none of the classifier's business
+        assert "vit_shapley" not in text  # the classifier's help does not show an explainer's recipe

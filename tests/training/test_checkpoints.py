@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or short of disk, and go on; checkpoints that are refused."""
+"""Runs that were stopped, killed or out of disk space continue; unsuitable checkpoints are refused."""
 
 import json
 import multiprocessing
@@ -24,7 +24,7 @@ class Killed(Exception):
 
 
 def killed_at(batch, args):
-    """Runs until batch number `batch` is reached."""
+    """Trains until batch number `batch`, and is killed there."""
 
     class KilledTask(ExplainerTask):
         def loss(self, model, inputs, step):
@@ -42,7 +42,7 @@ def killed_at(batch, args):
     [
         # after step 4, in the middle of the second epoch; after step 6, between two epochs
         ({}, [4, 7]),
-        # three batches an epoch, two steps: the second step of an epoch has one batch
+        # three batches and two steps per epoch, so that the second step of an epoch has a single batch
         (
             {"gradient_accumulation_steps": 2, "checkpointing_steps": 1, "max_train_steps": 5, "freeze_backbone": True},
             [5],
@@ -66,7 +66,7 @@ def test_a_stopped_run_continues_bit_for_bit(arguments, straight, tmp_path, chan
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_killed_while_it_writes_continues_from_the_checkpoint_before(arguments, straight, tmp_path):
-    """SIGKILL in the middle of writing step_6: no handler runs, step_4 is the last one whole."""
+    """SIGKILL in the middle of writing step_6: no handler runs, and step_4 is the last complete checkpoint."""
 
     def run():
         save_state = Accelerator.save_state
@@ -137,13 +137,13 @@ def test_checkpointing_steps_epoch_and_the_limit(arguments, tmp_path):
 
 
 def test_the_newest_checkpoint_is_the_last_written_not_the_highest(tmp_path):
-    """A new run in the folder of a longer one must neither lose its checkpoints to the limit nor resume the other's."""
+    """In the folder of an earlier, longer run, a new run must neither lose its checkpoints nor resume the other's."""
     now = time.time()
     for name, written in (("step_100", now - 50), ("step_200", now - 40), ("step_9", now), ("step_10", now + 1)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "progress.json").write_text(json.dumps({"time": written}))
     (tmp_path / "step_11.partial").mkdir()
-    (tmp_path / "step_1").mkdir()  # without a record
+    (tmp_path / "step_1").mkdir()  # without its record progress.json
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step_1", "step_100", "step_200", "step_9", "step_10"]
 
 

@@ -52,7 +52,7 @@ def test_it_learns_and_loads(arguments, tmp_path, one_label):
 
 
 def test_another_image_size(arguments, tmp_path):
-    """The processor keeps the size, and shows the whole picture: no crop at the old size remains."""
+    """The processor stores the new size and keeps the whole picture, without a crop to the old size."""
     train_classifier(arguments(max_train_steps=1, image_size=24))
     v = MaskedClassifier.from_pretrained(str(tmp_path / "out"))
     assert v.grid_size == (6, 6)
@@ -75,7 +75,7 @@ def test_hidden_patches_are_hidden_in_training(arguments, monkeypatch):
     )
     train_classifier(arguments(mask_patches=True, max_train_steps=40, validation_steps=40))
     drawn = [s for s in seen if s.shape[1] == 1]
-    sizes = torch.tensor([s.sum(-1).unique().item() for s in drawn])  # one size a step
+    sizes = torch.tensor([s.sum(-1).unique().item() for s in drawn])  # one size per step
     assert len(drawn) == 40
     assert sizes.min() < 4
     assert sizes.max() > 12
@@ -110,7 +110,7 @@ def test_one_class_is_no_classifier(arguments, tmp_path):
         train_classifier(arguments())
 
 
-def test_messages(arguments, tmp_path):
+def test_error_messages(arguments, tmp_path):
     with pytest.raises(ValueError, match="model_name_or_path is needed"):
         ClassifierArguments()
     (tmp_path / "images" / "third").mkdir()

@@ -29,7 +29,7 @@ def test_training_lowers_the_validation_loss(arguments):
     train_losses = [row["train_loss"] for row in results["history"]]
     assert len(losses) == 3
     assert train_losses[-1] < 0.5 * train_losses[0]
-    # the explainer starts at uniform predictions
+    # the explainer's first predictions are uniform
     assert losses[-1] < 0.5 * uniform_loss(arguments())
 
 
@@ -140,7 +140,7 @@ def test_a_data_set_with_a_validation_split_is_validated_on_it(arguments, data, 
     assert (len(train), len(validation)) == (9, 5)
 
 
-def test_images_without_labels_serve_the_predicted_class(arguments, data, tmp_path):
+def test_images_without_labels_train_for_the_predicted_class(arguments, data, tmp_path):
     (tmp_path / "dataset").mkdir()
     load_images(folder=str(data / "train")).remove_columns("label").to_parquet(tmp_path / "dataset" / "train.parquet")
     unlabelled = {
@@ -158,7 +158,7 @@ def test_images_without_labels_serve_the_predicted_class(arguments, data, tmp_pa
 
 
 def test_cached_features_are_the_backbones(data, arguments, tmp_path):
-    """The second loss of a frozen run depends on the features; only then does a full run's backbone begin to move."""
+    """The second loss is the first to depend on the features, and the last before a full run's backbone moves."""
     losses = {}
     for freeze in (True, False):
         args = arguments(
@@ -206,21 +206,21 @@ def test_sizes_are_stratified_within_each_half(arguments, sampling, parts):
 def test_a_single_guided_subset_comes_from_both_halves_in_turn(arguments):
     args = arguments(new_subsets=1)
     scores = torch.zeros(400, 16)
-    scores[:, :8] = 1.0  # the first eight are drawn first by the scores, last by one minus them
-    told = 0
+    scores[:, :8] = 1.0  # drawn first in proportion to the scores, and last to one minus them
+    informative_steps = 0
     for step in range(8):
         drawn = draw_subsets(args, scores, torch.arange(400), step)[:, 0]
         first, last = drawn[:, :8].sum(), drawn[:, 8:].sum()
-        if not drawn.all():  # of all patches nothing can be told
+        if not drawn.all():  # full subsets do not show which patches were drawn first
             assert (first > last) if step % 2 == 0 else (first < last)
-            told += 1
-    assert told >= 6
+            informative_steps += 1
+    assert informative_steps >= 6
 
 
 @pytest.mark.parametrize("kind", [{}, {"freeze_backbone": True}], ids=["everything", "frozen"])
 def test_mixed_precision(arguments, data, monkeypatch, tmp_path, kind):
-    """bfloat16 forwards: nearly the losses of float32, and weights in float32."""
-    kind = {**kind, "learning_rate": 1e-4, "sampling": "uniform"}  # so that no rounding grows
+    """With bfloat16 forwards, losses are nearly those of float32, and weights stay in float32."""
+    kind = {**kind, "learning_rate": 1e-4, "sampling": "uniform"}  # so that rounding errors do not grow
     precise = train_explainer(arguments(output_dir=tmp_path / "float32", **kind))
     forget_accelerators()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -243,7 +243,7 @@ def test_mixed_precision(arguments, data, monkeypatch, tmp_path, kind):
 
 
 def test_smaller_batches_where_memory_is_short(arguments, monkeypatch, tmp_path):
-    """Batches of 4 and 2 run out of memory; what is left is 1, and 4 of them a step."""
+    """Batches of 4 and 2 run out of memory, which leaves batches of 1, 4 of them per step."""
     forward = SalvageModel.forward
     tried = []
 
@@ -292,19 +292,19 @@ def test_a_loss_that_is_not_a_number_stops_before_anything_is_written(arguments,
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
 )
-def test_wrong_arguments_are_told(arguments, changes, message):
+def test_wrong_arguments_are_refused(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
         train_explainer(arguments(**changes))
 
 
-def test_an_output_folder_that_cannot_be_written_is_told_at_once(arguments, tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_refused_at_once(arguments, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ValueError, match=r"output_dir '.*run' is not writable"):
         train_explainer(arguments())
 
 
 def test_a_step_is_what_the_paper_says(arguments):
-    """Literally: u(S) from sums over patches, v(S) one image and subset at a time, their divergence, the mean."""
+    """The loss in loops: u(S) from sums over patches, v(S) per image and subset, their divergence, and its mean."""
     task = ExplainerTask(arguments(new_subsets=4), make_accelerator(arguments()))
     torch.nn.init.normal_(task.model.head.class_projection.weight, generator=torch.Generator().manual_seed(0))
     batch = torch.utils.data.default_collate([task.train_images[index] for index in (3, 8, 13)])
@@ -333,7 +333,7 @@ def test_a_step_is_what_the_paper_says(arguments):
 
 
 def test_validation_and_training_draw_other_subsets(arguments):
-    """Both are keyed by image; their streams of random numbers are not the same."""
+    """Both are keyed by image, but use different streams of random numbers."""
     from salvage_hf.keyed_random import KeyedGenerator
     from salvage_hf.subsets import LAWS
 

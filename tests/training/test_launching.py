@@ -1,4 +1,4 @@
-"""scripts/train.py as users start it: in two processes, with a tracker, to a Hub."""
+"""scripts/train.py as users start it: in two processes, with a tracker, and with an upload to the Hub."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from salvage_hf.training.setup import TRACKER_LOGS
 
 @pytest.mark.parametrize("kind", [{}, {"freeze_backbone": True}], ids=["everything", "frozen"])
 def test_two_processes_give_the_numbers_of_one(data, tmp_path, launch_two, kind):
-    """Half the batch in each of two processes, by `accelerate launch`."""
+    """`accelerate launch` starts two processes with half the batch each."""
     changes = {"max_train_steps": 4, "validation_steps": 2, "checkpointing_steps": 4, **kind}
     one = train_explainer(make_arguments(data, tmp_path / "one", **changes))
     halves = make_arguments(data, tmp_path / "two", per_device_train_batch_size=2, **changes)

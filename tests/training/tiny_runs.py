@@ -1,4 +1,4 @@
-"""Short training runs of tiny models on noisy images of two colours, and what becomes of them."""
+"""Short training runs of tiny models on noisy images of two colours, and comparisons of their files."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 CLASSES = ("n01440764_tench", "n02102040_English_springer")
 
 
-NUM_TRAIN = 14  # of batches of 4, three make an epoch
+NUM_TRAIN = 14  # an epoch has three batches of 4
 
 
 def forget_accelerators():
