@@ -18,11 +18,11 @@ class SalvageConfig(PretrainedConfig):
         head_num_layers: layers of the mask transformer (Segmenter uses 2).
         head_num_attention_heads: attention heads of a layer; the backbone's number when None.
         head_mlp_ratio: width of a layer's feed-forward part, as a multiple of `head_hidden_size`.
-        objective: name of what the explainer was trained to minimise: "salvage", "vit_shapley" or "fastshap".
         paired_values: whether each patch has two values per class, phi+ and phi- (eq. 3). Explainers trained for
             Shapley values themselves (ViT-Shapley, FastSHAP) have one, stored as the positive value and not centred.
         logit_temperature: divides the summed values before softmax or sigmoid (eq. 4; the paper uses 1).
         initializer_range: standard deviation of the head's initial weights; the backbone's when None.
+        objective: name of what the explainer was trained to minimise: "salvage", "vit_shapley" or "fastshap".
     """
 
     model_type = "salvage"
@@ -35,10 +35,10 @@ class SalvageConfig(PretrainedConfig):
         head_num_layers=2,
         head_num_attention_heads=None,
         head_mlp_ratio=4,
-        objective="salvage",
         paired_values=True,
         logit_temperature=1.0,
         initializer_range=None,
+        objective="salvage",
         **kwargs,
     ):
         if backbone_config is None:

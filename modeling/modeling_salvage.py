@@ -71,7 +71,8 @@ class SalvageMaskTransformerLayer(GradientCheckpointingLayer):
         qkv = self.qkv(self.layernorm_before(hidden_states))
         # [B, L, 3D] -> 3 x [B, heads, L, D / heads]
         query, key, value = qkv.view(batch_size, length, 3, self.num_attention_heads, -1).permute(2, 0, 3, 1, 4)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        name = self.config._attn_implementation
+        attention = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         attended, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
         attended = attended.reshape(batch_size, length, hidden_size)  # [B, L, heads, D / heads] -> [B, L, D]
         hidden_states = hidden_states + self.output(attended)
@@ -250,8 +251,8 @@ class SalvageForImageClassification(SalvageModel):
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
         patch_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> SalvageOutput:
         """As `SalvageModel`; labels [B] (class indices, or 0 and 1 with one label) add the classification loss."""
         output = super().forward(pixel_values, patch_features, return_dict=True)

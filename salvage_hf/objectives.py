@@ -6,7 +6,7 @@ to know about an objective from its entry. The name is stored in the explainer's
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -114,21 +114,24 @@ class Objective:
     normalised: bool = False
 
 
-_VIT_SHAPLEY = Objective(
-    title="ViT-Shapley",
-    source="Covert et al., 2023",
-    loss=partial(_shapley_loss, normalised=True),
-    measure="mse",
-    measure_description="the squared error of the summed values in probability, its mean times the number of patches",
-    sampling="shapley_kernel",
-    validation_law="shapley_kernel",
-    learning_rate=1e-4,
-    paired_values=False,
-    asks_ends=True,
-    normalised=True,
-)
+def _shapley_objective(title: str, source: str, normalised: bool) -> Objective:
+    """An objective whose single values estimate Shapley values of the class's probability."""
+    return Objective(
+        title=title,
+        source=source,
+        loss=partial(_shapley_loss, normalised=normalised),
+        measure="mse",
+        measure_description="the mean squared error of the summed values (probabilities), times the number of patches",
+        sampling="shapley_kernel",
+        validation_law="shapley_kernel",
+        learning_rate=1e-4,
+        paired_values=False,
+        asks_ends=True,
+        normalised=normalised,
+    )
 
-#: Name, as an explainer's config stores it -> objective.
+
+#: The name that an explainer's config stores -> objective.
 OBJECTIVES = {
     "salvage": Objective(
         title="Salvage",
@@ -140,12 +143,6 @@ OBJECTIVES = {
         validation_law="uniform",
         learning_rate=1e-5,
     ),
-    "vit_shapley": _VIT_SHAPLEY,
-    "fastshap": replace(
-        _VIT_SHAPLEY,
-        title="FastSHAP",
-        source="Jethani et al., 2022",
-        loss=partial(_shapley_loss, normalised=False),
-        normalised=False,
-    ),
+    "vit_shapley": _shapley_objective("ViT-Shapley", "Covert et al., 2023", normalised=True),
+    "fastshap": _shapley_objective("FastSHAP", "Jethani et al., 2022", normalised=False),
 }

@@ -78,14 +78,21 @@ FAMILIES = {
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def view_of(module: Module) -> Module:
+    """A copy of a module with the same parameters, buffers and submodules, whose registries are its own.
+
+    What is exchanged in the copy, and the hooks that it gets, do not reach the module.
+    """
+    view = copy.copy(module)
+    vars(view).update({name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict)})
+    return view
+
+
 def with_submodule(module: Module, path: str, submodule: nn.Module) -> Module:
     """A view of a module in which the submodule at a dotted path is replaced; everything else is shared with it."""
     name, _, rest = path.partition(".")
-    view = copy.copy(module)
-    view._modules = {
-        **module._modules,
-        name: with_submodule(module.get_submodule(name), rest, submodule) if rest else submodule,
-    }
+    view = view_of(module)
+    view._modules[name] = with_submodule(module.get_submodule(name), rest, submodule) if rest else submodule
     return view
 
 

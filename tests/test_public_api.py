@@ -114,4 +114,7 @@ def test_from_pretrained_hands_on_where_and_how_to_load(tiny_classifier, monkeyp
     name, options = calls["AutoModelForImageClassification"]
     assert name == "org/dinov2-pet"
     assert options["dtype"] == torch.float32  # and not the checkpoint's
-    assert not any(value for option, value in options.items() if option != "dtype")
+    assert options == {"dtype": torch.float32, "trust_remote_code": False}  # refused at once, not asked for
+    MaskedClassifier.from_pretrained("org/dinov2-pet", token=False)
+    assert calls["AutoModelForImageClassification"][1]["token"] is False  # the stored one is not used
+    assert calls["AutoImageProcessor"][1] == {"token": False, "trust_remote_code": False}

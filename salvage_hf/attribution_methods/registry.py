@@ -1,5 +1,6 @@
 """The registry of attribution methods and what they share."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ class MethodInfo:
     needs: str  # "nothing", "attention", "activations", "gradients", "masked forwards" or "explainer"
     source: str
     build: Callable[..., Method]
+
+    @property
+    def takes_budget(self) -> bool:
+        """Whether it has an option `budget`, the number of subsets per image that it asks the classifier about."""
+        return "budget" in inspect.signature(self.build).parameters
 
 
 REGISTRY: dict[str, MethodInfo] = {}

@@ -66,6 +66,11 @@ def load_explainer(explainer, objective: str, classifier: MaskedClassifier):
             f"explainer was trained by the objective {explainer.config.objective!r}, "
             f"the method needs one by {objective!r}"
         )
+    if explainer.config.paired_values != OBJECTIVES[objective].paired_values:
+        raise ValueError(
+            f"explainer has paired_values={explainer.config.paired_values}, which the objective {objective!r} does not "
+            "give: its config does not state what it was trained by"
+        )
     theirs, ours = explainer.config.id2label, classifier.config.id2label
     if theirs != ours:
         raise ValueError(f"explainer has the labels {list(theirs.values())}, the classifier {list(ours.values())}")

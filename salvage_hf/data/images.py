@@ -18,8 +18,7 @@ from .regions import mask_paths, read_mask
 class ProcessedImages(torch.utils.data.Dataset):
     """Images as a classifier takes them: an item is {"pixel_values": [C, H, W], "ids": index, ...}.
 
-    Items also have "labels" (the classifier's) if `config` is given, "masks" (bool [H, W]) if `mask_dir` is given, and
-    "patch_features" [N, D] once the attribute `patch_features` [len(self), N, D] is set.
+    Items also have "labels" (the classifier's) if `config` is given, and "masks" (bool [H, W]) if `mask_dir` is given.
 
     Args:
         dataset: what `load_images` returned.
@@ -47,7 +46,6 @@ class ProcessedImages(torch.utils.data.Dataset):
         self.num_views, self.seed = num_views, seed
         self.labels = None if config is None else translated_labels(dataset, label_column, config)
         self.masks = None if mask_dir is None else mask_paths(mask_dir, image_names(dataset, image_column))
-        self.patch_features: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images) * self.num_views
@@ -69,8 +67,6 @@ class ProcessedImages(torch.utils.data.Dataset):
                 item["labels"] = self.labels[image]
             if self.masks is not None:
                 item["masks"] = read_mask(self.masks[image], self.processor, *pixels.shape[-2:])
-            if self.patch_features is not None:
-                item["patch_features"] = self.patch_features[index]
             items.append(item)
         return items
 

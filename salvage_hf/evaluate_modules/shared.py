@@ -149,7 +149,7 @@ class FaithfulnessMetric(AttributionMetric):
             if other is not score
         }
         result |= {term: means[term] for term in score.terms} if score.terms else {"same_pass": means}
-        for name in score.terms or (score.name,):
+        for name in [name for name in score.terms or (score.name,) if SCORES[name].has_curve]:
             result[f"{name}_curve"] = getattr(scores, f"{name}_curve").double().mean(dim=0).tolist()
         return result
 

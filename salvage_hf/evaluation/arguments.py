@@ -9,7 +9,7 @@ from ..masking import STRATEGIES
 from ..objectives import OBJECTIVES
 
 #: Methods that ask the classifier about `sampling_budget` subsets per image.
-SAMPLING = ("rise", "kernelshap", "svarm")
+SAMPLING = tuple(name for name, method in REGISTRY.items() if method.takes_budget)
 
 
 @dataclass

@@ -40,7 +40,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             an explainer was trained by another objective or for other labels.
     """
     check_writable(args.output_dir)
-    run = _Run(args)
+    run = _BenchmarkRun(args)
     run.load_explainers()
     run.begin()
     run.classify()
@@ -48,7 +48,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     return run.results
 
 
-class _Run:
+class _BenchmarkRun:
     """A benchmark: the classifier, the images, the methods and the results so far."""
 
     def __init__(self, args: BenchmarkArguments):

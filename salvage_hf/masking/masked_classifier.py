@@ -3,7 +3,6 @@
 Letters: B images, M subsets per image, N patches, K classes, S a subset (True where a patch is visible).
 """
 
-import copy
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from ..data.processors import processed_size
 from ..targets import activation
-from ..vision_families import FAMILIES, VisionFamily
+from ..vision_families import FAMILIES, VisionFamily, view_of
 from .strategies import STRATEGIES, Embedded, embed_tokens, two_sides
 
 
@@ -30,8 +29,8 @@ class MaskedClassifier(nn.Module):
         image_size: (height, width) that `num_patches` and `grid_size` refer to.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
             the memory.
-        mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type. The classifier itself keeps
-            its own type, because methods take its gradients.
+        mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type, tokens and weights included.
+            The classifier itself keeps its own type, because methods take its gradients.
 
     Raises:
         ValueError: where the classifier has no head, has multiple labels per image, or does not suit the arguments.
@@ -58,10 +57,12 @@ class MaskedClassifier(nn.Module):
         masking = masking or ("drop" if family else "zero")
         if masking not in STRATEGIES:
             raise ValueError(f"masking={masking!r} is not one of {', '.join(STRATEGIES)}")
+        if patch_size is not None and patch_size < 1:
+            raise ValueError(f"patch_size must be at least 1 pixel, got {patch_size}")
         STRATEGIES[masking].check(config, family, patch_size)
         if mixed_precision not in _DTYPES:
             raise ValueError(f"mixed_precision={mixed_precision!r} is not one of {', '.join(_DTYPES)}")
-        self.patch_size = patch_size or config.patch_size
+        self.patch_size: int = config.patch_size if patch_size is None else patch_size
         # DINOv2's config states the size of its position grid (518), not that of its images.
         states_size = not family or family.fixed_positions
         if image_size is None and states_size and getattr(config, "image_size", None):
@@ -97,7 +98,7 @@ class MaskedClassifier(nn.Module):
             kwargs: further arguments of the constructor.
         """
         source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-        source = {name: value for name, value in source.items() if value}
+        source = {name: value for name, value in source.items() if value is not None}
         attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
         classifier = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=dtype, **attention, **source)
         classifier.requires_grad_(False)
@@ -215,19 +216,25 @@ class MaskedClassifier(nn.Module):
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _in_precision(self) -> PreTrainedModel:
-        """The classifier with its weights cast already, because autocast would cast frozen weights in every forward."""
+        """The classifier with its weights cast once for all forwards of a call; autocast casts frozen ones in each."""
         dtype = _DTYPES[self.mixed_precision]
         return _cast(self.classifier, dtype) if dtype else self.classifier
 
 
-_DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+#: accelerate's name of a precision -> type of the forwards; around fp8 layers accelerate computes in bfloat16 too.
+_DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
 def _cast(module: Any, dtype: torch.dtype) -> Any:
-    """A view of a module with its parameters in another type; the module itself is left as it is."""
-    view = copy.copy(module)
-    view._parameters = {name: p if p is None else p.to(dtype) for name, p in module._parameters.items()}
-    view._modules = {name: part if part is None else _cast(part, dtype) for name, part in module._modules.items()}
+    """A view of a module with its floating-point parameters and buffers in another type; the module keeps its own."""
+
+    def cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
+
+    view = view_of(module)
+    for tensors in (view._parameters, view._buffers):
+        tensors.update({name: cast(tensor) for name, tensor in tensors.items()})
+    view._modules.update({name: _cast(part, dtype) for name, part in module._modules.items() if part is not None})
     return view
 
 

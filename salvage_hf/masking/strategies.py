@@ -125,6 +125,14 @@ def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values
     return embeddings_of(classifier)(pixel_values)
 
 
+def _logits(encoder: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits [R, K] of a view on tokens [R, P + s, D], whatever its config wants returned beside them.
+
+    To return attention or hidden states, transformers would put hooks on the blocks, which the classifier shares.
+    """
+    return encoder(tokens, output_attentions=False, output_hidden_states=False).logits
+
+
 class DropTokens(_OnTokens):
     """The tokens of hidden patches are removed before the first layer: a forward costs the visible patches only."""
 
@@ -164,7 +172,7 @@ class DropTokens(_OnTokens):
                 visible = rows[part].byte().argsort(dim=-1, descending=True, stable=True)[:, :size] + num_prefix
                 visible = torch.cat([prefix.expand(len(part), -1), visible], dim=1)  # [rows, P + s]
                 seen = tokens[image_of_row[part, None], visible]  # [rows, P + s, D]
-                outputs.append(encoder(seen).logits)
+                outputs.append(_logits(encoder, seen))
         logits = torch.cat(outputs)
         # The outputs are sorted by size: put them back into the order of the rows.
         return logits[by_size.argsort()].view(batch_size, num_subsets, -1)
@@ -173,8 +181,9 @@ class DropTokens(_OnTokens):
         """v of the empty subset, the same for every image: [1, P, D] -> [1, K]. A mean over no patches is zero."""
         assert self.family is not None
         if not self.family.pools_patches:
-            return encoder(prefix_tokens).logits
-        cls_token = encoder.base_model(prefix_tokens).last_hidden_state[:, 0]
+            return _logits(encoder, prefix_tokens)
+        outputs = encoder.base_model(prefix_tokens, output_attentions=False, output_hidden_states=False)
+        cls_token = outputs.last_hidden_state[:, 0]
         ((head, _),) = self.family.heads(encoder)
         return head(torch.cat([cls_token, torch.zeros_like(cls_token)], dim=-1))
 
@@ -235,7 +244,7 @@ class MaskToken(_Replacing, _OnTokens):
         assert embedded.hidden is not None
         num_prefix = self.num_prefix_tokens(classifier)
         visible = nn.functional.pad(rows, (num_prefix, 0), value=True)[..., None]  # [R, P + N, 1]
-        return on_tokens(classifier)(torch.where(visible, embedded.visible, embedded.hidden)).logits
+        return _logits(on_tokens(classifier), torch.where(visible, embedded.visible, embedded.hidden))
 
 
 class _OnPixels(_Replacing):
@@ -296,7 +305,8 @@ class BlurredPixels(_OnPixels):
 
     @override
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
-        return Embedded(pixel_values, gaussian_blur(pixel_values, self.patch_size))
+        with torch.autocast(pixel_values.device.type, enabled=False):  # half precision is for the classifier alone
+            return Embedded(pixel_values, gaussian_blur(pixel_values, self.patch_size))
 
     @override
     def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:

@@ -95,23 +95,26 @@ class ExplainerTask(Task):
         freeze_mask_token(model.backbone)
         if args.freeze_backbone:
             model.backbone.requires_grad_(False)
-            for images in (self.train_images, self.eval_images):
-                images.patch_features = all_patch_features(accelerator, model, images, args.per_device_eval_batch_size)
+            self.patch_features = {
+                images: all_patch_features(accelerator, model, images, args.per_device_eval_batch_size)
+                for images in (self.train_images, self.eval_images)
+            }
         self.model = model
         self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
 
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """The mean of the objective over images and subsets: the paper's training step (sections 4.1 and 4.2)."""
-        output = self.explain(model, batch)  # phi+ and phi- of every patch and class (eq. 3)
+        output = self.explain(model, batch, self.train_images)  # phi+ and phi- of every patch and class (eq. 3)
         drawn = self.draw_subsets(output, batch, step)  # S, guided by the attributions (Algorithm 3)
         values = self.ask_classifier(batch, drawn)  # v(S)
         losses = self.objective.loss(self.bare(model), output, drawn, values)  # u(S) against v(S) (eqs. 4 and 5)
         return losses.mean(dim=1).mean()  # over the subsets of an image, then over the images
 
-    def explain(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
+    def explain(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], images: ProcessedImages):
         """The explainer's output for whole images, from their pixels or from features that were computed once."""
         if self.args.freeze_backbone:
-            return model(patch_features=batch["patch_features"].float())
+            cached = self.patch_features[images][batch["ids"].cpu()]
+            return model(patch_features=cached.to(self.accelerator.device, torch.float32, non_blocking=True))
         return model(batch["pixel_values"])
 
     def draw_subsets(self, output, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
@@ -146,7 +149,7 @@ class ExplainerTask(Task):
         law = LAWS[self.objective.validation_law]
         hidden = not self.accelerator.is_main_process
         for batch in tqdm(self.eval_loader, desc="Validating", leave=False, disable=hidden):
-            output, targets = self.explain(model, batch), self.targets(batch)
+            output, targets = self.explain(model, batch, self.eval_images), self.targets(batch)
             maps = target_attributions(output.attributions, targets)
             scores = rank_scores(self.classifier, batch["pixel_values"], maps, targets, self.args.seed, batch["ids"])
             generator = KeyedGenerator("validation subsets", self.args.seed, keys=batch["ids"])
@@ -188,7 +191,8 @@ def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tens
     so that they do not depend on the batch. If the number of guided subsets is odd, the half drawn in proportion to the
     scores has one more in even steps, and the other half in odd steps.
     """
-    law = LAWS[args.sampling or OBJECTIVES[args.objective].sampling]
+    assert args.sampling is not None  # `ExplainerArguments` has filled it in
+    law = LAWS[args.sampling]
     shared_key = torch.zeros(1, dtype=torch.int64)
     sizes = law.shared_sizes(
         args.new_subsets, scores.shape[1], KeyedGenerator("training sizes", args.seed, step, keys=shared_key)

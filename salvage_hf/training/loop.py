@@ -42,17 +42,18 @@ def fit(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, 
     Returns:
         Results of the best step, and under "history" what was measured on the way.
     """
-    return _Run(task, args, accelerator).run()
+    return _TrainingRun(task, args, accelerator).run()
 
 
-class _Run:
+class _TrainingRun:
     """A training run: what accelerate has prepared, and how far it has come."""
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         self.task, self.args, self.accelerator = task, args, accelerator
         self.output_dir = Path(args.output_dir)
         loader = self._make_loader()
-        assert args.learning_rate is not None  # the arguments of a task have filled it in
+        if args.learning_rate is None:
+            raise ValueError("learning_rate is needed, for example 1e-5; got None")
         optimizer = torch.optim.AdamW(
             [p for p in task.model.parameters() if p.requires_grad],
             lr=args.learning_rate,

@@ -65,8 +65,8 @@ class TimedTask(ExplainerTask):
         self.clock.end_part(OBJECTIVE)
         return loss
 
-    def explain(self, model, batch):
-        output = super().explain(model, batch)
+    def explain(self, model, batch, images):
+        output = super().explain(model, batch, images)
         self.clock.end_part(EXPLAINER_FORWARD)
         return output
 

@@ -231,6 +231,19 @@ def test_an_explainer_of_another_objective_is_refused(tiny_classifier, salvage_m
             attribution_methods.load(name, classifier=v, explainer=explainer)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_explainer_that_does_not_state_its_objective_is_not_taken_for_another(tiny_classifier, salvage_model, name):
+    """Configs without an objective say "salvage"; their single values give them away."""
+    explainer = salvage_model(paired_values=False)
+    with pytest.raises(ValueError, match=r"paired_values=False|trained by the objective 'salvage'"):
+        attribution_methods.load(name, classifier=MaskedClassifier(tiny_classifier()), explainer=explainer)
+
+
+def test_the_methods_that_take_a_budget_are_known(tiny_classifier):
+    taking = [name for name, info in attribution_methods.REGISTRY.items() if info.takes_budget]
+    assert sorted(taking) == ["kernelshap", "rise", "svarm"]
+
+
 def test_one_label_changes_sign_for_target_0(tiny_classifier, salvage_model, images):
     model, pixel_values = salvage_model(num_labels=1), images(2)
     v = MaskedClassifier(tiny_classifier(num_labels=1))

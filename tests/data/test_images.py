@@ -102,10 +102,3 @@ def test_a_random_view_is_a_part_of_the_picture():
         assert abs(width / height - 2) < 0.05
         steps = np.diff(view[0, :, 0].astype(int))
         assert (steps == (-1 if numbers[3] < 0.5 else 1)).all()
-
-
-def test_items_carry_the_features_that_were_computed_for_them(folder, processor):
-    images = ProcessedImages(load_images(folder=str(folder)), processor)
-    assert "patch_features" not in images[4]
-    images.patch_features = torch.arange(6.0)[:, None, None].expand(6, 16, 8)
-    assert [item["patch_features"][0, 0].item() for item in images.__getitems__([4, 0])] == [4.0, 0.0]

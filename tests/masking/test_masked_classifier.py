@@ -509,6 +509,7 @@ def test_models_that_are_no_image_classifiers_are_refused():
         ("resnet", {}, "patch_size is needed for a resnet"),
         ("dinov2", {"masking": "noise"}, "'noise' is not one of"),
         ("dinov2", {"patch_size": 8}, "patch_size=8 differs from the model's own 4"),
+        ("resnet", {"patch_size": 0}, "patch_size must be at least 1 pixel, got 0"),
     ],
 )
 def test_wrong_arguments(tiny_classifier, family, arguments, message):
@@ -579,12 +580,33 @@ def test_mixed_precision_applies_to_masked_forwards_alone(tiny_classifier, image
     assert (got - precise.probabilities(pixels, drawn)).abs().max() > 0
     torch.testing.assert_close(got, expected.float().softmax(-1), atol=0.05, rtol=0)
     assert {weight.dtype for weight in classifier.parameters()} == {torch.float32}
+    assert {buffer.dtype for buffer in classifier.buffers()} <= {torch.float32, torch.int64}
     with torch.no_grad():
         assert torch.equal(mixed.classifier(pixels).logits, precise.classifier(pixels).logits)
 
 
+def number_of_hooks(classifier):
+    return sum(len(module._forward_hooks) for module in classifier.modules())
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+@pytest.mark.parametrize("family", [*DROP, "resnet"])
+def test_a_classifier_that_returns_hidden_states_gathers_no_hooks(tiny_classifier, images, family, mixed_precision):
+    """transformers puts hooks on the blocks to record them: not again for every forward of v(S)."""
+    classifier = tiny_classifier(family)
+    classifier.config.output_hidden_states = True
+    with torch.no_grad():
+        expected = classifier(images(1))
+    v, hooks = masked(classifier, mixed_precision=mixed_precision), number_of_hooks(classifier)
+    for _ in range(3):
+        v.logits(images(2), random_subsets(2, 3))
+    assert number_of_hooks(classifier) == hooks
+    with torch.no_grad():
+        assert len(classifier(images(1)).hidden_states) == len(expected.hidden_states)
+
+
 def test_an_unknown_precision_is_refused(tiny_classifier):
-    with pytest.raises(ValueError, match="mixed_precision='half' is not one of no, fp16, bf16"):
+    with pytest.raises(ValueError, match="mixed_precision='half' is not one of no, fp16, bf16, fp8"):
         MaskedClassifier(tiny_classifier(), mixed_precision="half")
 
 

@@ -47,7 +47,7 @@ def killed_at(batch, args):
             {"gradient_accumulation_steps": 2, "checkpointing_steps": 1, "max_train_steps": 5, "freeze_backbone": True},
             [5],
         ),
-        ({"new_subsets": 1, "max_train_steps": 11, "num_views": 2}, [5, 10]),
+        ({"new_subsets": 1, "max_train_steps": 11, "num_views": 2, "freeze_backbone": True}, [5, 10]),
     ],
     ids=["epochs", "accumulation", "views"],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import files_of, forget_accelerators, history_of
+from tiny_runs import NUM_TRAIN, files_of, forget_accelerators, history_of
 from transformers import AutoImageProcessor, AutoModel
 
 from salvage_hf import MaskedClassifier, SalvageModel
@@ -98,6 +98,7 @@ def test_the_model_of_a_run_loads_and_scores_what_was_recorded(straight, data):
         {"objective": "vit_shapley", "sampling": "guided", "model_name_or_path": "one_label"},
         {"objective": "fastshap", "sampling": "shapley_kernel_published", "new_subsets": 5},
         {"objective": "salvage", "sampling": "shapley_kernel"},
+        {"freeze_backbone": True, "num_views": 2, "dataloader_num_workers": 1},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),
 )
@@ -113,6 +114,7 @@ def test_other_kinds_of_runs(arguments, data, straight, changes):
     assert ("eval_mse" in results) is not paired
     card = (Path(results_folder) / "README.md").read_text()
     assert ("A Salvage explainer of" in card) is paired
+    assert f"\n{NUM_TRAIN} images" in card  # not their views
     assert model.config.objective == changes.get("objective", "salvage")
     start = SalvageModel.from_classifier(
         MaskedClassifier.from_pretrained(arguments(**changes).model_name_or_path).classifier, paired_values=paired
