@@ -30,8 +30,8 @@ PRIVATE = Rule()
 
 def arg(default: Any, help: str) -> Any:
     """A field of a dataclass of arguments, with the help that the command line shows."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -55,16 +55,15 @@ def check_arguments(arguments: Any) -> None:
             if isinstance(rule, AtLeast) and isinstance(value, int) and value < rule.least:
                 raise ValueError(f"{name} must be at least {rule.least}, got {value}")
         choices = _choices(hints[name])
-        for item in value if isinstance(value, list) else [value]:
-            if choices and item is not None and item not in choices:
-                raise ValueError(f"{name}={item!r} is not one of {', '.join(choices)}")
+        if choices and value is not None and value not in choices:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of a `Literal`, also inside `| None` or `list[...]`; () for other types."""
+    """The values of a `Literal`, also of one that may be None; () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
-    if get_origin(hint) in (list, Union, types.UnionType):
+    if get_origin(hint) in (Union, types.UnionType):
         return tuple(choice for part in get_args(hint) for choice in _choices(part))
     return ()
 

@@ -4,7 +4,7 @@ Letters: B images, M subsets per image, N patches, K classes, S a subset (True w
 """
 
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class MaskedClassifier(nn.Module):
         patch_size: int | None = None,
         image_size: tuple[int, int] | None = None,
         chunk_size: int = 16384,
-        mixed_precision: Literal["no", "fp16", "bf16"] | str = "no",
+        mixed_precision: str = "no",
     ):
         super().__init__()
         config = classifier.config
@@ -202,21 +202,21 @@ class MaskedClassifier(nn.Module):
                 f"subsets must be boolean [B, M, N] with B = {len(embedded)}, "
                 f"got {subsets.dtype} {tuple(subsets.shape)}"
             )
-        num_patches = self.strategy.num_patches(self.classifier, embedded)
+        num_patches = self.strategy.num_patches(embedded)
         if subsets.shape[-1] != num_patches:
             raise ValueError(f"subsets have {subsets.shape[-1]} patches, the images have {num_patches}")
         if subsets.numel() == 0:
             return embedded.visible.new_zeros(*subsets.shape[:2], self.num_labels)
         subsets = subsets.to(embedded.visible.device)
         with self._autocast():
-            return self.strategy.logits(self._in_precision(), embedded, subsets, self.chunk_size)
+            return self.strategy.logits(embedded, subsets, self.chunk_size)
 
     def _autocast(self):
         dtype = _DTYPES[self.mixed_precision]
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _in_precision(self) -> PreTrainedModel:
-        """The classifier with its weights cast once for all forwards of a call; autocast casts frozen ones in each."""
+        """The classifier with its weights cast once for all subsets of some images; autocast casts them per forward."""
         dtype = _DTYPES[self.mixed_precision]
         return _cast(self.classifier, dtype) if dtype else self.classifier
 

@@ -1,7 +1,8 @@
 """The ways of hiding patches from a classifier, one class for each.
 
 A strategy looks at the pixels once (`embed`), whatever the number of subsets, and then answers for any subsets of these
-images (`logits`). It holds no model: every call gets the classifier, so that it may be replaced or cast.
+images (`logits`). It holds no model: `embed` gets the classifier, cast to the precision it computes in, and its result
+keeps it.
 """
 
 from abc import ABC, abstractmethod
@@ -22,10 +23,12 @@ class Embedded:
     """What a strategy keeps of B images.
 
     Args:
+        classifier: the classifier that looked at them, and answers for their subsets.
         visible: the images as they are: tokens [B, P + N, D], the P prefix tokens first, or pixels [B, C, H, W].
         hidden: in the same shape, what replaces hidden patches, for strategies where the subset does not change it.
     """
 
+    classifier: PreTrainedModel
     visible: torch.Tensor
     hidden: torch.Tensor | None = None
 
@@ -33,7 +36,8 @@ class Embedded:
         return len(self.visible)
 
     def __getitem__(self, images: torch.Tensor | slice) -> "Embedded":
-        return Embedded(self.visible[images], None if self.hidden is None else self.hidden[images])
+        hidden = None if self.hidden is None else self.hidden[images]
+        return Embedded(self.classifier, self.visible[images], hidden)
 
 
 class Masking(ABC):
@@ -57,17 +61,14 @@ class Masking(ABC):
         """What `logits` needs of the images [B, C, H, W], whatever the subsets are."""
 
     @abstractmethod
-    def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
+    def num_patches(self, embedded: Embedded) -> int:
         """N of the embedded images."""
 
     @abstractmethod
-    def logits(
-        self, classifier: PreTrainedModel, embedded: Embedded, subsets: torch.Tensor, chunk_size: int
-    ) -> torch.Tensor:
+    def logits(self, embedded: Embedded, subsets: torch.Tensor, chunk_size: int) -> torch.Tensor:
         """v(S) before softmax or sigmoid.
 
         Args:
-            classifier: the classifier.
             embedded: what `embed` gave for B images.
             subsets: bool [B, M, N], at least one.
             chunk_size: how many tokens (squares of 16 x 16 pixels, where pixels are replaced) a forward may hold.
@@ -106,8 +107,8 @@ class _OnTokens(Masking):
         return embed_tokens(classifier, self.family, pixel_values)
 
     @override
-    def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
-        return embedded.visible.shape[-2] - self.num_prefix_tokens(classifier)
+    def num_patches(self, embedded: Embedded) -> int:
+        return embedded.visible.shape[-2] - self.num_prefix_tokens(embedded.classifier)
 
 
 def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -148,13 +149,11 @@ class DropTokens(_OnTokens):
 
     @override
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
-        return Embedded(self.embed_tokens(classifier, pixel_values))
+        return Embedded(classifier, self.embed_tokens(classifier, pixel_values))
 
     @override
-    def logits(
-        self, classifier: PreTrainedModel, embedded: Embedded, subsets: torch.Tensor, chunk_size: int
-    ) -> torch.Tensor:
-        tokens, encoder = embedded.visible, on_tokens(classifier)
+    def logits(self, embedded: Embedded, subsets: torch.Tensor, chunk_size: int) -> torch.Tensor:
+        tokens, encoder = embedded.visible, on_tokens(embedded.classifier)
         batch_size, num_subsets, num_patches = subsets.shape
         num_prefix = tokens.shape[1] - num_patches
         rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)  # [B * M, N], [B * M]
@@ -195,13 +194,11 @@ class _Replacing(Masking):
     """Base of the strategies that replace hidden patches: every forward has all N patches."""
 
     @override
-    def logits(
-        self, classifier: PreTrainedModel, embedded: Embedded, subsets: torch.Tensor, chunk_size: int
-    ) -> torch.Tensor:
+    def logits(self, embedded: Embedded, subsets: torch.Tensor, chunk_size: int) -> torch.Tensor:
         rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)
         rows_at_a_time = max(1, chunk_size // self.row_cost(embedded, subsets.shape[-1]))
         outputs = [
-            self.logits_of_rows(classifier, embedded[image_of_row[part]], rows[part])
+            self.logits_of_rows(embedded[image_of_row[part]], rows[part])
             for part in torch.arange(len(rows), device=rows.device).split(rows_at_a_time)
         ]
         return torch.cat(outputs).view(*subsets.shape[:2], -1)
@@ -211,7 +208,7 @@ class _Replacing(Masking):
         """How many tokens of `chunk_size` one row takes."""
 
     @abstractmethod
-    def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+    def logits_of_rows(self, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
         """Logits [R, K] of one subset per image: R embedded images and bool [R, N]."""
 
 
@@ -233,18 +230,18 @@ class MaskToken(_Replacing, _OnTokens):
         tokens = self.embed_tokens(classifier, pixel_values)
         num_patches = tokens.shape[1] - self.num_prefix_tokens(classifier)
         all_masked = torch.ones(len(tokens), num_patches, dtype=torch.bool, device=tokens.device)
-        return Embedded(tokens, embeddings_of(classifier)(pixel_values, bool_masked_pos=all_masked))
+        return Embedded(classifier, tokens, embeddings_of(classifier)(pixel_values, bool_masked_pos=all_masked))
 
     @override
     def row_cost(self, embedded: Embedded, num_patches: int) -> int:
         return embedded.visible.shape[-2]
 
     @override
-    def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+    def logits_of_rows(self, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
         assert embedded.hidden is not None
-        num_prefix = self.num_prefix_tokens(classifier)
+        num_prefix = self.num_prefix_tokens(embedded.classifier)
         visible = nn.functional.pad(rows, (num_prefix, 0), value=True)[..., None]  # [R, P + N, 1]
-        return _logits(on_tokens(classifier), torch.where(visible, embedded.visible, embedded.hidden))
+        return _logits(on_tokens(embedded.classifier), torch.where(visible, embedded.visible, embedded.hidden))
 
 
 class _OnPixels(_Replacing):
@@ -258,10 +255,10 @@ class _OnPixels(_Replacing):
 
     @override
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
-        return Embedded(pixel_values)
+        return Embedded(classifier, pixel_values)
 
     @override
-    def num_patches(self, classifier: PreTrainedModel, embedded: Embedded) -> int:
+    def num_patches(self, embedded: Embedded) -> int:
         height, width = embedded.visible.shape[-2:]
         return (height // self.patch_size) * (width // self.patch_size)
 
@@ -271,12 +268,12 @@ class _OnPixels(_Replacing):
         return max(num_patches, height * width // 256)  # in models without tokens, 16 x 16 pixels count as one
 
     @override
-    def logits_of_rows(self, classifier: PreTrainedModel, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
+    def logits_of_rows(self, embedded: Embedded, rows: torch.Tensor) -> torch.Tensor:
         height, width = embedded.visible.shape[-2:]
         grid = rows.view(-1, 1, height // self.patch_size, width // self.patch_size)
         visible = grid.repeat_interleave(self.patch_size, -2).repeat_interleave(self.patch_size, -1)  # [R, 1, H, W]
         hidden = self.hidden_pixels(embedded, visible)
-        return classifier(torch.where(visible, embedded.visible, hidden)).logits
+        return embedded.classifier(torch.where(visible, embedded.visible, hidden)).logits
 
     @abstractmethod
     def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:
@@ -306,7 +303,7 @@ class BlurredPixels(_OnPixels):
     @override
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
         with torch.autocast(pixel_values.device.type, enabled=False):  # half precision is for the classifier alone
-            return Embedded(pixel_values, gaussian_blur(pixel_values, self.patch_size))
+            return Embedded(classifier, pixel_values, gaussian_blur(pixel_values, self.patch_size))
 
     @override
     def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from partial_images import TokenCounter, masked, random_subsets
 
-from salvage_hf.masking import MaskedClassifier, as_value_function, value_at
+from salvage_hf.masking import MaskedClassifier, as_value_function, masked_classifier, value_at
 
 
 @pytest.mark.parametrize("masking", ["drop", "mean"])
@@ -35,3 +35,20 @@ def test_v_can_be_given_in_many_forms(tiny_classifier, save_processor, images, t
     assert as_value_function(v) is v
     with pytest.raises(TypeError, match="got int"):
         as_value_function(3)
+
+
+def test_weights_are_cast_once_for_all_subsets_of_the_images(tiny_classifier, images, monkeypatch):
+    casts, cast = [], masked_classifier._cast
+
+    def counting(module, dtype):
+        casts.append(module)
+        return cast(module, dtype)
+
+    monkeypatch.setattr(masked_classifier, "_cast", counting)
+    v = masked(tiny_classifier(), mixed_precision="bf16")
+    value = value_at(v, images(2))
+    for seed in range(3):
+        value(random_subsets(2, 3, seed=seed))
+    assert sum(module is v.classifier for module in casts) == 1
+    v.logits(images(2), random_subsets(2, 3))
+    assert sum(module is v.classifier for module in casts) == 2
