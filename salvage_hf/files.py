@@ -46,7 +46,37 @@ def digest(*parts: str | bytes) -> str:
     return hasher.hexdigest()[:16]
 
 
+#: Keys of a config that change no number.
+_NOT_IN_FINGERPRINT = {
+    *("_name_or_path", "architectures", "attn_implementation", "_attn_implementation", "dtype", "transformers_version"),
+    *("id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict"),
+}
+
+
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's weights: results belong to the weights, not to the folder that held them."""
-    weights = sorted(model.state_dict().items())
-    return digest(*(part for name, w in weights for part in (name, w.detach().float().cpu().numpy().tobytes())))
+    """A digest of a model's weights and config: results belong to what a model is, not to the folder that held it.
+
+    Only what differs from the defaults of its config class counts, so that a new version of transformers, which adds
+    keys with defaults, leaves fingerprints as they are.
+    """
+    parts: list[str | bytes] = []
+    for name, value in sorted(model.state_dict().items()):
+        parts += [name, _bytes_of(value)]
+    if hasattr(model, "config"):
+        defaults = type(model.config)().to_dict()
+        config = {
+            key: value
+            for key, value in model.config.to_dict().items()
+            if key not in _NOT_IN_FINGERPRINT and value != defaults.get(key)
+        }
+        parts.append(json.dumps(config, sort_keys=True, default=str))
+    return digest(*parts)
+
+
+def _bytes_of(value: Any) -> bytes:
+    """The bytes of an entry of a state dict; quantised layers also have entries that are no tensors."""
+    if not isinstance(value, torch.Tensor):
+        parts = value if isinstance(value, tuple) else ()
+        return b"".join(map(_bytes_of, parts)) or repr(value).encode()
+    values = value.dequantize() if value.is_quantized else value
+    return values.detach().float().cpu().numpy().tobytes()

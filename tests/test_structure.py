@@ -19,7 +19,7 @@ FILES = LIBRARY + sorted(file for folder in FOLDERS for file in (ROOT / folder).
 
 #: From the lowest floor up: a module imports from lower floors and from its own package only.
 FLOORS = (
-    {"modeling", "metrics", "keyed_random", "targets", "files", "arguments", "vision_families"},
+    {"modeling", "metrics", "keyed_random", "targets", "files", "arguments", "vision_families", "pretrained"},
     {"subsets", "localization", "data"},
     {"objectives", "masking"},
     {"faithfulness"},
