@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN = .venv/bin
+# Reading images, models, methods, scores, metrics and a run of training: what touches the interfaces of the libraries.
+LOWEST_TESTS = tests/attribution_methods tests/data tests/evaluate_modules tests/hub tests/masking tests/metrics \
+	tests/training/test_checkpoints.py
 
-.PHONY: demo test check clean
+.PHONY: demo test test-lowest check audit clean
 
 demo: .venv/ready  ## make the environment, then the whole method on a small data set
 	$(BIN)/salvage demo
@@ -9,15 +12,24 @@ demo: .venv/ready  ## make the environment, then the whole method on a small dat
 test: .venv/ready  ## make the environment, then all tests
 	$(BIN)/python -m pytest
 
+test-lowest: .venv-lowest/ready  ## a part of the tests, with the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest $(LOWEST_TESTS)
+
 check: .venv/ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:
-	rm -rf .venv demo_output
+audit: .venv/ready  ## known vulnerabilities of the versions in constraints.txt, asked from pypi.org
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+clean:
+	rm -rf .venv .venv-lowest demo_output
+
+.venv/ready: constraints.txt
+.venv-lowest/ready: constraints-lowest.txt
+.venv/ready .venv-lowest/ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[dev]"
 	touch $@

@@ -4,6 +4,59 @@ import copy
 
 from transformers import AutoConfig, PretrainedConfig
 
+#: Larger sizes, and more patches along a side of the position embeddings, are mistakes: they are refused before a model
+#: of them takes all memory.
+LARGEST_SIZE, MOST_PATCHES = 100_000, 500
+
+
+def _check_size(name, value):
+    """Raises ValueError where a size is no whole number from 1 to `LARGEST_SIZE`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
+        raise ValueError(f"{name} must be a whole number from 1 to {LARGEST_SIZE}, got {_shown(value)}")
+
+
+def _check_positive(name, value):
+    """Raises ValueError where a setting is no positive finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive, got {_shown(value)}")
+
+
+def _check_type(name, value, *types):
+    """Raises ValueError where a setting is of none of the types."""
+    if not isinstance(value, types):
+        raise ValueError(f"{name} must be {' or '.join(t.__name__ for t in types)}, got {_shown(value)}")
+
+
+def _shown(value):
+    """A simple value in one short line, of others the type."""
+    simple = isinstance(value, (str, int, float, list, tuple, dict, type(None), Exception))
+    return " ".join(repr(value).split())[:80] if simple else type(value).__name__
+
+
+def _checked_backbone(config):
+    """The config of a backbone, from another one, its settings or None; ValueError where these cannot be meant."""
+    if config is None:
+        config = {"model_type": "dinov2_with_registers", "image_size": 518, "patch_size": 14}
+    _check_type("backbone_config", config, dict, PretrainedConfig)
+    if isinstance(config, dict):
+        try:
+            config = AutoConfig.for_model(**config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"backbone_config is no config of a known model: {_shown(error)}") from error
+    else:
+        config = copy.deepcopy(config)
+    config.name_or_path = ""  # a local path must not reach the Hub
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels"):
+        _check_size(name, getattr(config, name, None))
+    image_size = config.image_size
+    for side in image_size if isinstance(image_size, (list, tuple)) else [image_size]:
+        _check_size("image_size", side)
+        if side // config.patch_size > MOST_PATCHES:
+            raise ValueError(
+                f"image_size must be at most {MOST_PATCHES} patches of {config.patch_size} pixels a side, got {side}"
+            )
+    return config
+
 
 class SalvageConfig(PretrainedConfig):
     """Configuration of `SalvageModel` and `SalvageForImageClassification`.
@@ -23,10 +76,18 @@ class SalvageConfig(PretrainedConfig):
         logit_temperature: divides the summed values before softmax or sigmoid (eq. 4; the paper uses 1).
         initializer_range: standard deviation of the head's initial weights; the backbone's when None.
         objective: name of what the explainer was trained to minimise: "salvage", "vit_shapley" or "fastshap".
+        explained_classifier: what identifies the classifier that it was trained for: its name, revision and
+            fingerprint, the masking, the patch size and a digest of the image processor; None where nobody has stated
+            it.
+
+    Raises:
+        ValueError: where a size is no positive whole number, or so large that it can only be a mistake.
     """
 
     model_type = "salvage"
     sub_configs = {"backbone_config": AutoConfig}
+    # So that the Trainer gathers the logits alone, and not the values of every patch.
+    keys_to_ignore_at_inference = ["attributions", "positive_values", "negative_values"]
 
     def __init__(
         self,
@@ -39,31 +100,39 @@ class SalvageConfig(PretrainedConfig):
         logit_temperature=1.0,
         initializer_range=None,
         objective="salvage",
+        explained_classifier=None,
         **kwargs,
     ):
-        if backbone_config is None:
-            backbone_config = {"model_type": "dinov2_with_registers", "image_size": 518, "patch_size": 14}
-        if isinstance(backbone_config, dict):
-            backbone_config = AutoConfig.for_model(**backbone_config)
-        else:
-            backbone_config = copy.deepcopy(backbone_config)
-        backbone_config.name_or_path = ""  # a local path must not reach the Hub
+        backbone_config = _checked_backbone(backbone_config)
         self.backbone_config = backbone_config
-        self.head_hidden_size = head_hidden_size or backbone_config.hidden_size
+        if head_hidden_size is None:
+            head_hidden_size = backbone_config.hidden_size
+        if head_num_attention_heads is None:
+            head_num_attention_heads = backbone_config.num_attention_heads
+        if initializer_range is None:
+            initializer_range = backbone_config.initializer_range
+        self.head_hidden_size = head_hidden_size
         self.head_num_layers = head_num_layers
-        self.head_num_attention_heads = head_num_attention_heads or backbone_config.num_attention_heads
+        self.head_num_attention_heads = head_num_attention_heads
         self.head_mlp_ratio = head_mlp_ratio
         self.objective = objective
         self.paired_values = paired_values
         self.logit_temperature = logit_temperature
-        self.initializer_range = initializer_range or backbone_config.initializer_range
+        self.initializer_range = initializer_range
+        self.explained_classifier = explained_classifier
+        for name in ("head_hidden_size", "head_num_layers", "head_num_attention_heads", "head_mlp_ratio"):
+            _check_size(name, getattr(self, name))
         if self.head_hidden_size % self.head_num_attention_heads:
             raise ValueError(
                 f"head_hidden_size={self.head_hidden_size} is not a multiple of "
                 f"head_num_attention_heads={self.head_num_attention_heads}"
             )
-        if not logit_temperature > 0:
-            raise ValueError(f"logit_temperature must be positive, got {logit_temperature}")
+        _check_positive("logit_temperature", logit_temperature)
+        _check_positive("initializer_range", initializer_range)
+        _check_type("paired_values", paired_values, bool)
+        _check_type("objective", objective, str)
+        if explained_classifier is not None:
+            _check_type("explained_classifier", explained_classifier, dict)
         # Both model classes are in the file saved with the weights, so a saved model of either must name both.
         kwargs.setdefault(
             "auto_map",
@@ -73,4 +142,6 @@ class SalvageConfig(PretrainedConfig):
                 "AutoModelForImageClassification": "modeling_salvage.SalvageForImageClassification",
             },
         )
+        if kwargs.get("num_labels") is not None:  # before names are made for all of them
+            _check_size("num_labels", kwargs["num_labels"])
         super().__init__(**kwargs)

@@ -166,8 +166,11 @@ class SalvageModel(SalvagePreTrainedModel):
             config_overrides: passed on to `SalvageConfig`.
 
         Raises:
-            ValueError: where `classifier` is another model, or has no classification head.
+            TypeError: where `classifier` is no model of transformers.
+            ValueError: where it is another model, or has no classification head.
         """
+        if not isinstance(classifier, PreTrainedModel):
+            raise TypeError(f"classifier must be a DINOv2 image classifier, got {type(classifier).__name__}")
         config = classifier.config
         if not config.model_type.startswith("dinov2"):
             raise ValueError(
@@ -193,7 +196,10 @@ class SalvageModel(SalvagePreTrainedModel):
 
     def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The backbone's patch tokens, without CLS and registers: [B, C, H, W] -> [B, N, its hidden size]."""
-        patch_size = self.config.backbone_config.patch_size
+        patch_size, channels = self.config.backbone_config.patch_size, self.config.backbone_config.num_channels
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            given = list(getattr(pixel_values, "shape", [])) or type(pixel_values).__name__
+            raise ValueError(f"pixel_values must be a tensor [B, {channels}, H, W], got {given}")
         if pixel_values.shape[-2] % patch_size or pixel_values.shape[-1] % patch_size:
             raise ValueError(
                 f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels, "
@@ -246,6 +252,9 @@ class SalvageModel(SalvagePreTrainedModel):
 
 class SalvageForImageClassification(SalvageModel):
     """Salvage as a classifier, "classifying by explaining" (section 4.3): same weights, same output, plus a loss."""
+
+    # The loss is a mean over the batch: the Trainer has to divide it by the number of accumulated batches.
+    accepts_loss_kwargs = False
 
     @can_return_tuple
     def forward(

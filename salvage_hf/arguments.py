@@ -8,12 +8,21 @@ import types
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .type_checks import check_type
+
 
 @dataclass(frozen=True)
 class AtLeast:
     """The rule that an argument, if it is a number, is at least `least`."""
 
     least: int
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """The rule that an argument, if it is a number, is at most `most`."""
+
+    most: int
 
 
 class Rule:
@@ -47,13 +56,21 @@ def names_with(arguments: Any, rule: Rule) -> set[str]:
 
 
 def check_arguments(arguments: Any) -> None:
-    """Raises ValueError where an argument breaks its rules; to be called by `__post_init__`."""
-    hints = get_type_hints(type(arguments))
+    """Raises ValueError where an argument has another type than its field, is an empty text, or breaks a rule.
+
+    To be called by `__post_init__`.
+    """
+    hints, defaults = get_type_hints(type(arguments)), {item.name: item.default for item in fields(arguments)}
     for name, rules in rules_of(arguments).items():
         value = getattr(arguments, name)
+        check_type(value, hints[name], name)
+        if value == "" and defaults[name] != "":  # as a folder it would mean the working directory
+            raise ValueError(f"{name} must not be empty")
         for rule in rules:
             if isinstance(rule, AtLeast) and isinstance(value, int) and value < rule.least:
                 raise ValueError(f"{name} must be at least {rule.least}, got {value}")
+            if isinstance(rule, AtMost) and isinstance(value, int) and value > rule.most:
+                raise ValueError(f"{name} must be at most {rule.most}, got {value}")
         choices = _choices(hints[name])
         if choices and value is not None and value not in choices:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
@@ -79,6 +96,11 @@ class ImageArguments:
     image_column_name: str = arg("image", "The column of the images.")
     label_column_name: str = arg("label", "The column of the labels.")
     on_bad_image: Literal["refuse", "skip"] = arg("refuse", "What happens to images that cannot be read.")
+    pixel_range: list[float] | None = arg(
+        None,
+        "LOW and HIGH: the values that become black and white in grey images of more than 8 bits, for example 0 4095 "
+        "for 12 bits; without it, images of 16 bits must use their whole range.",
+    )
     max_eval_samples: Annotated[int | None, AtLeast(1)] = arg(
         None, "Use only this many of the validation images, chosen at random."
     )

@@ -1,38 +1,32 @@
-"""The console command `salvage`."""
+"""The console command `salvage`, and how all programs of the library answer to wrong input."""
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+from transformers import HfArgumentParser
+
+from .data.pictures import printable
 from .evaluate_modules.registration import seed_module_cache
+
+#: The modules that the extra "plots" installs.
+_PLOTS = ("matplotlib", "sklearn")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    explain = commands.add_parser("explain", help="draw the maps of a model's most probable classes over images")
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
-    explain.add_argument("--model", required=True, help="a Salvage model: a folder, or a name on the Hub")
-    explain.add_argument("--output", default="explanations", help="a PNG file for one image, a folder for several")
-    explain.add_argument("--top", type=int, default=3, help="how many classes are shown, the most probable first")
-
-    demo = commands.add_parser(
-        "demo", help="run the whole method on a small data set that it generates; takes a few minutes"
-    )
-    demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
-    demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")
-
-    commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
-
-    options = parser.parse_args(arguments)
-    try:
+    """Runs the command line; returns the exit status, or ends the program as `one_line_errors` does."""
+    options = _parser().parse_args(arguments)
+    with one_line_errors(f"salvage {options.command}"):
         if options.command == "explain":
             from .explain import explain_files  # matplotlib is an extra
 
-            written, failed = explain_files(options.images, options.model, options.output, options.top)
+            written, failed = explain_files(
+                options.images, options.model, options.output, options.top, options.pixel_range
+            )
             for path in written:
-                print(path)
+                print(printable(path))
             for message in failed:
                 print(f"skipped {message}", file=sys.stderr)
             return 1 if failed else 0
@@ -42,10 +36,84 @@ def main(arguments: list[str] | None = None) -> int:
             run_demo(options.output_dir, options.seed)
         else:
             seed_module_cache()
-    except (ValueError, OSError) as error:
-        print(f"salvage {options.command}: {error}", file=sys.stderr)
-        return 2
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    explain = commands.add_parser("explain", help="draw the maps of a model's most probable classes over images")
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    explain.add_argument("--model", required=True, help="a Salvage model: a folder, or a name on the Hub")
+    explain.add_argument(
+        "--output",
+        default="explanations",
+        help="a folder, or for one image a file, whose suffix says the format: png, jpg, jpeg, webp, pdf or svg",
+    )
+    explain.add_argument(
+        "--pixel_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the values that are black and white in images of more than 8 bits, for example 0 4095",
+    )
+    explain.add_argument("--top", type=int, default=3, help="how many classes are shown, the most probable first")
+
+    demo = commands.add_parser(
+        "demo", help="run the whole method on a small data set that it generates; takes a few minutes"
+    )
+    demo.add_argument(
+        "--output_dir", type=_not_empty, default="demo_output", help="the folder for data, models and the page"
+    )
+    demo.add_argument("--seed", type=_seed, default=0, help="the seed of everything random")
+
+    commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
+    return parser
+
+
+def _not_empty(text: str) -> str:
+    if not text:  # as a path it would mean the working directory
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**31 - 1}, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Ends the program, with a line in place of a traceback: status 2 for wrong input, 130 for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except ModuleNotFoundError as error:
+        if error.name not in _PLOTS:
+            raise
+        print(f"{program}: {error.name} is missing; pip install 'salvage-hf[plots]' installs it", file=sys.stderr)
+        raise SystemExit(2) from error
+    except (ValueError, OSError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def parse_arguments(*kinds: Any, description: str | None) -> tuple[Any, ...]:
+    """The command line as dataclasses of arguments; wrong values end the program as argparse's own errors do.
+
+    Args:
+        kinds: the dataclasses.
+        description: what the program does, for its help.
+    """
+    parser = HfArgumentParser(kinds, description=description)
+    try:
+        return parser.parse_args_into_dataclasses()
+    except ValueError as error:  # a rule of a dataclass is broken, or an argument is unknown
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from .evaluation.arguments import BenchmarkArguments
 from .evaluation.benchmark import run_benchmark
 from .evaluation.report import ReportArguments, write_report
 from .evaluation.tables import results_table
+from .files import locked
 from .training.classifier import ClassifierArguments, train_classifier
 from .training.explainer import ExplainerArguments, train_explainer
+from .type_checks import check_type
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 CLASSES = ("horizontal stripes", "vertical stripes", "diagonal stripes", "checks")
@@ -24,20 +26,29 @@ CLASSIFIER_STEPS, EXPLAINER_STEPS = 600, 600
 
 
 def run_demo(output_dir: str, seed: int = 0) -> Path:
-    """Makes pictures, trains a classifier and Salvage on them, scores the maps; returns the page that shows it all."""
-    start = time.perf_counter()
-    folder = Path(output_dir)
-    _clear(folder)
-    make_pictures(folder / "data" / "train", TRAIN_PICTURES, seed)
-    make_pictures(folder / "data" / "val", EVAL_PICTURES, seed + 1)
-    make_untrained_classifier(folder / "untrained", seed)
-    print("1/3 training a classifier on pictures with patches removed")
-    train_classifier(_classifier_arguments(folder, seed))
-    print("2/3 training Salvage against the frozen classifier")
-    train_explainer(_explainer_arguments(folder, seed))
-    print("3/3 scoring the explanations")
-    results = run_benchmark(_benchmark_arguments(folder, seed))
-    page = write_report(ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder)))
+    """Makes pictures, trains a classifier and Salvage on them, scores the maps; returns the page that shows it all.
+
+    Raises:
+        ValueError: where `output_dir` holds files that no demo has made, another process writes to it, or an argument
+            has a wrong type.
+    """
+    check_type(output_dir, str, "output_dir")
+    if not output_dir:
+        raise ValueError("output_dir must not be empty")
+    folder, start = Path(output_dir), time.perf_counter()
+    _benchmark_arguments(folder, seed)  # checks the seed before anything is removed
+    with locked(folder, "salvage demo"):
+        _clear(folder)
+        make_pictures(folder / "data" / "train", TRAIN_PICTURES, seed)
+        make_pictures(folder / "data" / "val", EVAL_PICTURES, seed + 1)
+        make_untrained_classifier(folder / "untrained", seed)
+        print("1/3 training a classifier on pictures with patches removed")
+        train_classifier(_classifier_arguments(folder, seed))
+        print("2/3 training Salvage against the frozen classifier")
+        train_explainer(_explainer_arguments(folder, seed))
+        print("3/3 scoring the explanations")
+        results = run_benchmark(_benchmark_arguments(folder, seed))
+        page = write_report(ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder)))
     print(f"\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
     print((folder / "tables" / "table4.md").read_text())
     print(f"{time.perf_counter() - start:.0f} s. Open {page}")
@@ -47,12 +58,16 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
 def _clear(folder: Path) -> None:
     """Removes the files of an earlier demo; raises ValueError where something else has written them."""
     marker = folder / "salvage_demo"
-    for part in ("data", "untrained", "classifier", "explainer", "benchmark", "tables", "figures"):
-        if (folder / part).exists() and not marker.exists():
-            raise ValueError(f"{str(folder / part)!r} is not of an earlier demo; give another output_dir")
-        shutil.rmtree(folder / part, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    names = ("data", "untrained", "classifier", "explainer", "benchmark", "tables", "figures")
+    parts = [folder / name for name in names]
+    page = folder / "index.html"
+    if foreign := [str(path) for path in (*parts, page) if path.exists() and not marker.exists()]:
+        raise ValueError(f"{foreign[0]!r} is not of an earlier demo; give another output_dir")
     marker.write_text("What lies beside this file was made by `salvage demo`, which replaces it each time.\n")
+    page.unlink(missing_ok=True)  # the page of an earlier demo must not stand beside the files of a new one
+    for part in parts:
+        if part.exists():
+            shutil.rmtree(part)
 
 
 def _classifier_arguments(folder: Path, seed: int) -> ClassifierArguments:

@@ -4,8 +4,10 @@ A curve holds the probability (0..1) of the target class at the subset sizes 1..
 and MIF are the insertion and the deletion curve of one order of the patches, both read by number of visible patches.
 """
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from . import subsets as sampling
 from .keyed_random import KeyedGenerator, image_keys
 from .masking import MaskedClassifier, ValueFunction, as_value_function, value_at
 from .targets import check_targets, target_probability
+from .tensors import described, processed_images, reals, whole_number, whole_numbers
 
 
 @dataclass
@@ -65,14 +68,15 @@ def rank_scores(
 
     Args:
         v: the classifier, in any form `as_value_function` takes.
-        pixel_values: [B, C, H, W].
-        attributions: [B, N], the map of each image's target class.
-        targets: int64 [B], the explained classes.
-        seed: seed of the random order of patches with equal attributions.
-        ids: int64 [B], the keys of the images' random numbers; their pixels when None.
+        pixel_values: [B, C, H, W]; like the following arguments a tensor, an array or lists.
+        attributions: [B, N], the map of each image's target class; of any real type, ranked without rounding.
+        targets: whole numbers [B], the explained classes.
+        seed: seed of the random order of patches with equal attributions, a whole number.
+        ids: whole numbers [B], the keys of the images' random numbers; their pixels when None.
 
     Raises:
-        ValueError: where shapes do not fit together, attributions or predictions are NaN, or a target is no class.
+        ValueError: where types or shapes do not fit, attributions or predictions are NaN, or a target is no class.
+        TypeError: where v is no classifier.
     """
     value, attributions, keys = _prepared(v, pixel_values, attributions, targets, ids)
     num_patches = attributions.shape[1]
@@ -116,12 +120,12 @@ def relative_scores(
 
     Args:
         v: the classifier, in any form `as_value_function` takes.
-        pixel_values: [B, C, H, W].
-        attributions: [B, N], the map of each image's target class.
-        targets: int64 [B], the explained classes.
+        pixel_values: [B, C, H, W]; like the following arguments a tensor, an array or lists.
+        attributions: [B, N], the map of each image's target class; of any real type, its weights are float64.
+        targets: whole numbers [B], the explained classes.
         n_masks: draws per size and direction; 128 in the paper. With 1 the standard errors are NaN.
-        seed: seed of the draws.
-        ids: int64 [B], the keys of the images' draws; their pixels when None.
+        seed: seed of the draws, a whole number.
+        ids: whole numbers [B], the keys of the images' draws; their pixels when None.
         budget: forwards per image, at least 5; takes the place of n_masks. The curves are then means over strata.
         target_stderr: with a budget: spend it repeatedly on each image, until the standard error of the image's R-SRG
             over the draws is at most this, or its cost reaches that of the paper's 128 draws per size. Images whose
@@ -129,25 +133,37 @@ def relative_scores(
 
     Raises:
         ValueError: as in `rank_scores`, and where n_masks, budget or target_stderr is too small.
+        TypeError: where v is no classifier.
     """
-    if n_masks < 1:
-        raise ValueError(f"n_masks must be at least 1, got {n_masks}")
-    if budget is not None and budget < 5:
-        raise ValueError(f"budget must be at least 5 forwards per image, got {budget}")
-    if target_stderr is not None and (budget is None or target_stderr <= 0):
-        raise ValueError(f"target_stderr must be positive and needs a budget, got {target_stderr} and {budget}")
+    n_masks = whole_number("n_masks", n_masks, at_least=1)
+    if budget is not None:
+        budget = whole_number("budget", budget, at_least=5)
+    if target_stderr is not None:
+        _check_target_stderr(target_stderr, budget)
     value, attributions, keys = _prepared(v, pixel_values, attributions, targets, ids)
-    weights = sampling.min_max_weights(attributions)
+    # One weight per patch and direction, [2, B, N]. R-MIF's are those of the negated map, which is one minus R-LIF's
+    # without rounding, so that negating a map swaps both scores.
+    weights = torch.stack([sampling.min_max_weights(attributions), sampling.min_max_weights(-attributions)])
     if budget is not None:
         return _budgeted(value, weights, keys, seed, budget, target_stderr)
     return _protocol(value, weights, keys, seed, n_masks)
 
 
+def _check_target_stderr(target_stderr: Any, budget: int | None) -> None:
+    """Raises ValueError where a target is no positive number, or there is no budget to reach it with."""
+    is_number = isinstance(target_stderr, numbers.Real) and not isinstance(target_stderr, bool)
+    if budget is None or not is_number or not 0 < target_stderr < float("inf"):
+        raise ValueError(
+            "target_stderr must be a positive number and needs a budget, "
+            f"got {described(target_stderr)} and budget={budget}"
+        )
+
+
 def _protocol(value: Callable, weights: torch.Tensor, keys: torch.Tensor, seed: int, n_masks: int) -> RelativeScores:
     """`relative_scores` from `n_masks` weighted orders per direction, each of which serves every size."""
-    batch_size, num_patches = weights.shape
+    batch_size, num_patches = weights.shape[1:]
     generator = KeyedGenerator("relative draws", seed, keys=keys)
-    places = torch.cat([_places(w, n_masks, generator) for w in (weights, 1 - weights)], dim=1)  # [B, 2 n_masks, N]
+    places = torch.cat([_places(w, n_masks, generator) for w in weights], dim=1)  # [B, 2 n_masks, N]
     # A block of sizes at a time: large enough for dense batches, but never all subsets in memory at once.
     step = max(1, 512 // (2 * n_masks))
     blocks = []
@@ -190,12 +206,12 @@ def _budgeted(
     value: Callable, weights: torch.Tensor, keys: torch.Tensor, seed: int, budget: int, target_stderr: float | None
 ) -> RelativeScores:
     """`relative_scores` from a number of forwards: rounds of `budget` until the standard error is reached."""
-    batch_size, num_patches = weights.shape
+    batch_size, num_patches = weights.shape[1:]
     num_strata = (budget - 1) // 4  # each takes two draws in two directions
     full = value(torch.ones(batch_size, 1, num_patches, dtype=torch.bool, device=weights.device))  # [B, 1]
     curves = full[:, None].expand(-1, 2, num_patches).clone()  # [B, (lif, mif), N]
     means = full.expand(-1, 2).clone()  # lif, mif
-    variances = torch.zeros(batch_size, 3, device=full.device)  # lif, mif, srg
+    variances = full.new_zeros(batch_size, 3)  # lif, mif, srg
     rounds = torch.zeros_like(keys)
     max_rounds = max(1, 2 * 128 * (num_patches - 1) // (4 * num_strata))
     share = (num_patches - 1) / num_patches  # of the sizes that are drawn; the rest is the full image
@@ -226,8 +242,8 @@ def _stratified_draws(
     value: Callable, weights: torch.Tensor, keys: torch.Tensor, numbers: tuple[int, int], num_strata: int, active
 ) -> torch.Tensor:
     """Two draws in each stratum of sizes for the images at `active` [A]: predictions [A, (lif, mif), 2, strata]."""
-    weights = weights[active]
-    num_patches = weights.shape[1]
+    weights = weights[:, active]
+    num_patches = weights.shape[-1]
     generator = KeyedGenerator("relative sizes within a budget", *numbers, keys=keys[active])
     # Only the sizes 1..N-1 are drawn: the full image is the same in every draw.
     shape = len(active), num_strata, num_patches - 1
@@ -236,7 +252,7 @@ def _stratified_draws(
     for block in range(0, num_strata, _BLOCK_SIZE):
         block_sizes = sizes[..., block : block + _BLOCK_SIZE]  # [A, 2, strata]
         places = []
-        for direction in (weights, 1 - weights):  # both draw the same random numbers
+        for direction in weights:  # both draw the same random numbers
             generator = KeyedGenerator("relative draws within a budget", *numbers, block, keys=keys[active])
             places.append(_places(direction, 2 * block_sizes.shape[-1], generator))
         drawn = torch.stack(places, dim=1) < block_sizes.flatten(1)[:, None, :, None]  # [A, 2, 2 * strata, N]
@@ -246,7 +262,8 @@ def _stratified_draws(
 
 def mean_and_stderr(scores: torch.Tensor) -> tuple[float, float]:
     """Mean over images and its standard error, NaN scores left out: [B] -> (mean, standard error)."""
-    scores = scores[~scores.isnan()].double()
+    scores = reals("scores", scores, "B", finite=False)
+    scores = scores[~scores.isnan()]
     if len(scores) < 2:
         return (scores.item() if len(scores) else float("nan")), float("nan")
     return scores.mean().item(), (scores.std() / len(scores) ** 0.5).item()
@@ -263,24 +280,14 @@ def _prepared(
 
     Returns:
         value(subsets [B, M, N]) -> probability of the targets [B, M], with an index of images as a second argument
-        where only some are meant; the attributions in float32; the keys of the images' random numbers. All are on the
+        where only some are meant; the attributions in float64; the keys of the images' random numbers. All are on the
         device of the attributions.
     """
+    pixel_values = processed_images("pixel_values", pixel_values)
     batch_size = pixel_values.shape[0]
-    if batch_size == 0:
-        raise ValueError("pixel_values hold no image")
-    if attributions.ndim != 2 or attributions.shape[0] != batch_size:
-        raise ValueError(
-            f"attributions must be [B, N] with B = {batch_size}, one value per patch, "
-            f"got shape {tuple(attributions.shape)}"
-        )
-    if targets.shape != (batch_size,):
-        raise ValueError(f"targets must be [B] with B = {batch_size}, got shape {tuple(targets.shape)}")
-    if ids is not None and ids.shape != (batch_size,):
-        raise ValueError(f"ids must be [B] with B = {batch_size}, got shape {tuple(ids.shape)}")
-    if not attributions.isfinite().all():
-        bad = (~attributions.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        raise ValueError(f"attributions are NaN or infinite for the images at {bad[:10]}")
+    attributions = reals("attributions", attributions, "B N", B=batch_size)
+    targets = whole_numbers("targets", targets, "B", B=batch_size)
+    keys = image_keys(pixel_values) if ids is None else whole_numbers("ids", ids, "B", B=batch_size)
     v = as_value_function(v)
     if isinstance(v, MaskedClassifier):
         rows, columns = v.patch_grid(pixel_values)
@@ -295,13 +302,19 @@ def _prepared(
     targets = targets.to(device)
 
     def value(subsets: torch.Tensor, images: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-        answer = probabilities(subsets, images).to(device)
+        answer = probabilities(subsets, images)
+        fits = isinstance(answer, torch.Tensor) and answer.ndim == 3 and answer.shape[:2] == subsets.shape[:2]
+        if not fits or not answer.is_floating_point():
+            raise ValueError(
+                f"v must return probabilities [B, M, K] with B, M = {tuple(subsets.shape[:2])}, got {described(answer)}"
+            )
         check_targets(targets, answer.shape[-1])
+        answer = answer.to(device, torch.promote_types(answer.dtype, torch.float32))  # means in half precision round
         answer = target_probability(answer, targets[images])
-        if answer.isnan().any():
-            places = torch.arange(batch_size)[images][answer.isnan().any(dim=1).cpu()]
-            raise ValueError(f"v returned NaN for the images at {places.tolist()[:10]}")
+        bad = ~answer.isfinite().all(dim=1)
+        if bad.any():
+            places = torch.arange(batch_size)[images][bad.cpu()]
+            raise ValueError(f"v returned NaN or infinite numbers for the images at {places.tolist()[:10]}")
         return answer
 
-    keys = image_keys(pixel_values) if ids is None else ids
-    return value, attributions.float(), keys.to(device)
+    return value, attributions, keys.to(device)

@@ -9,6 +9,8 @@ import hashlib
 
 import torch
 
+from .tensors import whole_number, whole_numbers
+
 
 class KeyedGenerator:
     """Random numbers that image b draws from (stream, numbers, keys[b]) alone.
@@ -18,8 +20,11 @@ class KeyedGenerator:
 
     Args:
         stream: what the numbers are for; every use of random numbers has a name of its own.
-        numbers: integers that select a part of the stream, say a seed and a step.
+        numbers: integers that select a part of the stream, say a seed and a step; they fit into 64 bits.
         keys: int64 [B], one per image; the numbers are made on its device.
+
+    Raises:
+        ValueError: where a number or a key is no whole number, or a number is too large.
 
     Example:
         >>> generator = KeyedGenerator("my method", 0, keys=torch.tensor([7, 8]))
@@ -28,12 +33,18 @@ class KeyedGenerator:
     """
 
     def __init__(self, stream: str, *numbers: int, keys: torch.Tensor):
+        keys = whole_numbers("keys", keys, "B")
         self.device = keys.device
         name = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little")
-        self._state = _mix(keys.to(torch.int64) * _signed(_GOLDEN))
-        for part in (name, *numbers):
+        self._state = _mix(keys * _signed(_GOLDEN))
+        for part in (name, *map(checked_seed, numbers)):
             self._state = _mix(self._state + _signed((part + 1) * _GOLDEN))
         self._drawn = 0
+
+    @property
+    def num_images(self) -> int:
+        """B, the number of keys."""
+        return len(self._state)
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Uniform numbers in the open interval (0, 1): float32 [B, *shape]."""
@@ -46,6 +57,13 @@ class KeyedGenerator:
     def normal(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers: float32 [B, *shape]."""
         return (2 * self.uniform(*shape) - 1).erfinv() * 2**0.5
+
+
+def checked_seed(seed: int) -> int:
+    """A seed; raises ValueError where it is no whole number of 64 bits, because two of these would draw the same."""
+    if not -(2**63) <= whole_number("seed", seed) < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}")
+    return int(seed)
 
 
 def image_keys(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,23 @@
-"""Loads models, and refuses those whose files do not hold all of their weights."""
+"""Loads models and image processors, refuses what lacks weights, and names models without local paths."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoImageProcessor
+
+from .tensors import described
+
+
+def load_config(name_or_path: str, **options: Any) -> Any:
+    """A model's config; raises ValueError where there is none."""
+    return _load("config", AutoConfig, name_or_path, **options)
+
+
+def load_processor(name_or_path: str, **options: Any) -> Any:
+    """A model's image processor; raises ValueError where there is none."""
+    return _load("image processor", AutoImageProcessor, name_or_path, **options)
 
 
 def load_model(auto_class: Any, name_or_path: str, *, new_weights: tuple[str, ...] = (), **options: Any) -> Any:
@@ -14,25 +29,37 @@ def load_model(auto_class: Any, name_or_path: str, *, new_weights: tuple[str, ..
     Args:
         auto_class: `AutoModel`, `AutoModelForImageClassification`, or another class with `from_pretrained`.
         name_or_path: a name on the Hub or a folder.
-        new_weights: prefixes of the names of weights that may be missing, because they are to be trained.
+        new_weights: prefixes of the names of weights that may be missing, because they are to be trained; with
+            `ignore_mismatched_sizes` among the options, they may also have other shapes.
         options: further arguments of `from_pretrained`.
 
     Raises:
-        ValueError: where weights are missing, have other shapes than the config says, or are NaN or infinite.
+        ValueError: where there is no such model, or weights are missing, have other shapes than the config says, or are
+            NaN or infinite.
     """
-    try:
-        model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
-    except RuntimeError as error:  # weights of other shapes
-        raise ValueError(f"model {name_or_path!r} cannot be loaded: {str(error).strip()}") from error
-    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(new_weights)]
+    model, info = _load("model", auto_class, name_or_path, output_loading_info=True, **options)
+    mismatched = [key for key, *_shapes in info["mismatched_keys"]]
+    missing = [key for key in sorted({*info["missing_keys"], *mismatched}) if not key.startswith(new_weights)]
     if missing:
         raise ValueError(
-            f"model {name_or_path!r} lacks {len(missing)} weights of a {type(model).__name__}, which would be random: "
-            f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}. Give a complete model; load one with code of "
-            "its own with trust_remote_code=True"
+            f"model {name_or_path!r} lacks {len(missing)} weights of a {type(model).__name__}, or has them in other "
+            f"shapes, so that they would be random: {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; give a "
+            "complete model, and trust_remote_code=True where it has code of its own"
         )
     check_finite(model, name_or_path)
     return model.eval()
+
+
+def _load(what: str, auto_class: Any, name_or_path: str, **options: Any) -> Any:
+    if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
+        raise ValueError(f"name_or_path must be a name on the Hub or a folder, got {described(name_or_path)}")
+    try:
+        return auto_class.from_pretrained(name_or_path, **options)
+    except Exception as error:  # transformers raises many types of error for files that are missing or damaged
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the {what} of {str(name_or_path)!r} cannot be loaded: {type(error).__name__}: {reason[:200]}"
+        ) from error
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
@@ -44,3 +71,13 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
     ]
     if bad:
         raise ValueError(f"model {name!r} has weights that are NaN or infinite: {', '.join(bad[:5])}")
+
+
+def hub_name(name: str | None) -> str | None:
+    """A name on the Hub; None for a local folder."""
+    return None if name is None or Path(name).exists() else name
+
+
+def public_name(name: str) -> str:
+    """A name on the Hub, or the last part of a folder's path: local paths must reach neither cards nor configs."""
+    return hub_name(name) or Path(name).resolve().name

@@ -10,8 +10,23 @@ from dataclasses import dataclass
 import torch
 
 from .keyed_random import KeyedGenerator
+from .tensors import reals, whole_number, whole_numbers
 
 Generator = torch.Generator | KeyedGenerator
+
+
+def _check_draw(generator: Generator, **counts: int) -> None:
+    """Raises ValueError where a count is no whole number, or the generator none or one of other images.
+
+    Every count is at least 1, apart from `num_subsets`.
+    """
+    for name, count in counts.items():
+        whole_number(name, count, at_least=0 if name == "num_subsets" else 1)
+    if not isinstance(generator, Generator):
+        raise ValueError(f"generator must be a torch.Generator or a KeyedGenerator, got {type(generator).__name__}")
+    # Another number of keys would be spread over the images, which would then share their draws.
+    if isinstance(generator, KeyedGenerator) and generator.num_images != counts["batch_size"]:
+        raise ValueError(f"generator has {generator.num_images} keys for {counts['batch_size']} images")
 
 
 def _uniform_numbers(shape: tuple[int, ...], generator: Generator) -> torch.Tensor:
@@ -30,6 +45,7 @@ def _exponentials(shape: tuple[int, int, int], generator: Generator) -> torch.Te
 
 def uniform_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
     """Independent sizes |S| ~ U{1..N} (Algorithm 3, line 6): int64 [B, M]."""
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     return (_uniform_numbers((batch_size, num_subsets), generator) * num_patches).long() + 1
 
 
@@ -38,6 +54,7 @@ def stratified_sizes(batch_size: int, num_subsets: int, num_patches: int, *, gen
 
     The size in a slot chosen at random is U{1..N}, as with `uniform_sizes`, but all slots together cover 1..N evenly.
     """
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     within = _uniform_numbers((batch_size, num_subsets), generator)
     strata = torch.arange(num_subsets, device=within.device)
     return ((strata + within) / num_subsets * num_patches).long().clamp_max(num_patches - 1) + 1
@@ -45,8 +62,9 @@ def stratified_sizes(batch_size: int, num_subsets: int, num_patches: int, *, gen
 
 def shapley_kernel_sizes(batch_size: int, num_subsets: int, num_patches: int, *, generator: Generator) -> torch.Tensor:
     """Independent sizes 1..N-1 with p(s) in proportion to 1 / (s (N - s)), the Shapley kernel's: int64 [B, M]."""
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     if num_patches < 2:
-        raise ValueError(f"the Shapley kernel needs at least 2 patches, got {num_patches}")
+        raise ValueError(f"num_patches must be at least 2 for the Shapley kernel, got {num_patches}")
     within = _uniform_numbers((batch_size, num_subsets), generator)
     sizes = torch.arange(1, num_patches, device=within.device, dtype=torch.float64)
     cumulative = (1 / (sizes * (num_patches - sizes))).cumsum(dim=0)
@@ -66,13 +84,22 @@ def weighted_orders(weights: torch.Tensor, num_subsets: int, *, generator: Gener
 
     Returns:
         int64 [B, M, N]; entry j is the patch drawn j-th.
+
+    Raises:
+        ValueError: where weights are negative, NaN or infinite, or an argument is of another type.
     """
+    weights = reals("weights", weights, "B N")
     batch_size, num_patches = weights.shape
-    weights = weights.detach().float()[:, None, :]
-    # Exponential races (Gumbel top-k): the patch with the smallest E / w is drawn first.
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
+    if (weights < 0).any():
+        raise ValueError(f"weights must not be negative, got {weights.min().item():g}")
+    # Exponential races (Gumbel top-k): the patch with the smallest E / w is drawn first. The logarithms of all positive
+    # weights of float64 fit into float32, which the weights themselves do not.
     noise = _exponentials((batch_size, num_subsets, num_patches), generator).to(weights.device)
-    order = (noise.log() - weights.clamp_min(torch.finfo(torch.float32).tiny).log()).argsort(dim=-1)
-    drawn_zero = (weights == 0).expand_as(order).gather(-1, order)
+    is_zero = weights == 0
+    log_weights = weights.masked_fill(is_zero, 1).log().float()
+    order = (noise.log() - log_weights[:, None]).argsort(dim=-1)
+    drawn_zero = is_zero[:, None].expand_as(order).gather(-1, order)
     return order.gather(-1, drawn_zero.to(torch.uint8).argsort(dim=-1, stable=True))
 
 
@@ -83,15 +110,29 @@ def positions(orders: torch.Tensor) -> torch.Tensor:
 
 
 def min_max_weights(scores: torch.Tensor) -> torch.Tensor:
-    """Scores [..., N] scaled to 0..1 (Algorithms 2 and 3); a constant map gives zeros, which draw uniformly."""
+    """Scores [..., N] scaled to 0..1 (Algorithms 2 and 3); a constant map gives zeros, which draw uniformly.
+
+    One minus the weights, which R-MIF and the second half of Algorithm 3 draw with, are `min_max_weights(-scores)`:
+    that is exact, where `1 - weights` would round small weights away. The result has the type of the scores; only the
+    smallest score has the weight 0, whatever their range is.
+    """
+    limits = torch.finfo(scores.dtype)
+    # The difference of two numbers may be too large for their type, that of their halves is not.
+    halved = scores.abs().amax(dim=-1, keepdim=True) > limits.max / 2
+    scores = torch.where(halved, scores / 2, scores)
     low, high = scores.amin(dim=-1, keepdim=True), scores.amax(dim=-1, keepdim=True)
-    span = high - low
-    return (scores - low) / torch.where(span > 0, span, torch.ones_like(span))
+    weights = (scores - low) / torch.where(high > low, high - low, 1)
+    return torch.where(scores > low, weights.clamp_min(limits.tiny), 0)
 
 
 def _sizes(sizes: torch.Tensor | None, shape: tuple[int, int], num_patches: int, generator: Generator) -> torch.Tensor:
     """Sizes [B, M]: those given ([B, M], or [M] shared by all images), or independent uniform ones."""
-    return uniform_sizes(*shape, num_patches, generator=generator) if sizes is None else sizes.expand(shape)
+    if sizes is None:
+        return uniform_sizes(*shape, num_patches, generator=generator)
+    sizes = whole_numbers("sizes", sizes, "M | B M", B=shape[0], M=shape[1])
+    if sizes.min() < 0 or sizes.max() > num_patches:
+        raise ValueError(f"sizes must be 0..{num_patches}, got {sizes.min().item()}..{sizes.max().item()}")
+    return sizes.expand(shape)
 
 
 def uniform(
@@ -109,7 +150,11 @@ def uniform(
 
     Returns:
         bool [B, M, N]
+
+    Raises:
+        ValueError: where an argument is of another type, or a size is not 0..N.
     """
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     weights = torch.ones(batch_size, num_patches, device=generator.device)
     sizes = _sizes(sizes, (batch_size, num_subsets), num_patches, generator).to(weights.device)
     return positions(weighted_orders(weights, num_subsets, generator=generator)) < sizes[..., None]
@@ -131,14 +176,18 @@ def attribution_guided(
 
     Returns:
         bool [B, M, N]
+
+    Raises:
+        ValueError: where scores are NaN or infinite, an argument is of another type, or a size is not 0..N.
     """
+    scores = reals("scores", scores, "B N")
     batch_size, num_patches = scores.shape
-    weights = min_max_weights(scores.detach().float())
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     sizes = _sizes(sizes, (batch_size, num_subsets), num_patches, generator).to(scores.device)
     half = (num_subsets + 1) // 2
     orders = [
-        weighted_orders(weights, half, generator=generator),
-        weighted_orders(1 - weights, num_subsets - half, generator=generator),
+        weighted_orders(min_max_weights(scores), half, generator=generator),
+        weighted_orders(min_max_weights(-scores), num_subsets - half, generator=generator),
     ]
     return positions(torch.cat(orders, dim=1)) < sizes[..., None]
 
@@ -161,6 +210,7 @@ def shapley_kernel(
     Returns:
         bool [B, M, N]
     """
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     half = (num_subsets + 1) // 2
     if sizes is None:
         sizes = shapley_kernel_sizes(batch_size, half, num_patches, generator=generator)
@@ -177,6 +227,7 @@ def shapley_kernel_published(
     the kernel. Sizes therefore scatter, and some subsets (12% at N = 196) are empty or full. Use this to compare with
     published numbers only.
     """
+    _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     half = (num_subsets + 1) // 2
     threshold = (shapley_kernel_sizes(batch_size, half, num_patches, generator=generator) - 1) / num_patches
     first = _uniform_numbers((batch_size, half, num_patches), generator) > threshold[..., None]

@@ -6,6 +6,8 @@ map and logit are those of 1 with the sign changed.
 
 import torch
 
+from .tensors import whole_numbers
+
 
 def activation(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities [..., K] in float32, whatever the logits are in: softmax, or sigmoid where K = 1."""
@@ -48,9 +50,9 @@ def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def check_targets(targets: torch.Tensor, num_labels: int) -> None:
-    """Raises ValueError where a target is not a class of a classifier with `num_labels` labels."""
-    highest = max(num_labels, 2) - 1
-    if targets.numel() and (targets.min() < 0 or targets.max() > highest):
+    """Raises ValueError where targets are no whole numbers [B], or one is no class of a classifier of `num_labels`."""
+    targets, highest = whole_numbers("targets", targets, "B"), max(num_labels, 2) - 1
+    if targets.min() < 0 or targets.max() > highest:
         wrong = targets[(targets < 0) | (targets > highest)][0].item()
         raise ValueError(f"targets contain {wrong}; the classifier's labels are 0..{highest}")
 

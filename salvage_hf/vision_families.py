@@ -5,6 +5,8 @@ one of these needs only an entry of `FAMILIES`.
 """
 
 import copy
+import functools
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,6 +14,36 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+# Facts that depend on a config. They are functions with names, because models that keep a family must be picklable.
+
+
+def _no(config: Any) -> bool:
+    return False
+
+
+def _yes(config: Any) -> bool:
+    return True
+
+
+def _cls(config: Any) -> int:
+    return 1
+
+
+def _cls_and_distillation(config: Any) -> int:
+    return 2
+
+
+def _cls_and_registers(config: Any) -> int:
+    return 1 + config.num_register_tokens
+
+
+def _has_mask_token(config: Any) -> bool:
+    return config.use_mask_token
+
+
+def _has_gated_mlp(config: Any) -> bool:
+    return config.use_swiglu_ffn
 
 
 @dataclass(frozen=True)
@@ -35,8 +67,8 @@ class VisionFamily:
     layer_scales: tuple[str, str] | None = None
     pools_patches: bool = False
     fixed_positions: bool = True
-    mask_token: Callable[[Any], bool] = lambda config: False
-    gated_mlp: Callable[[Any], bool] = lambda config: False
+    mask_token: Callable[[Any], bool] = _no
+    gated_mlp: Callable[[Any], bool] = _no
 
     def blocks_path(self, classifier: PreTrainedModel) -> str:
         """The dotted path from the classifier to the list of its blocks."""
@@ -62,17 +94,15 @@ _DINOV2: dict[str, Any] = {
     "layer_scales": ("layer_scale1", "layer_scale2"),
     "pools_patches": True,
     "fixed_positions": False,
-    "gated_mlp": lambda config: config.use_swiglu_ffn,
+    "gated_mlp": _has_gated_mlp,
 }
 
 #: transformers' model type -> family.
 FAMILIES = {
-    "dinov2": VisionFamily(lambda config: 1, mask_token=lambda config: config.use_mask_token, **_DINOV2),
-    "dinov2_with_registers": VisionFamily(
-        lambda config: 1 + config.num_register_tokens, mask_token=lambda config: True, **_DINOV2
-    ),
-    "vit": VisionFamily(lambda config: 1),
-    "deit": VisionFamily(lambda config: 2),
+    "dinov2": VisionFamily(_cls, mask_token=_has_mask_token, **_DINOV2),
+    "dinov2_with_registers": VisionFamily(_cls_and_registers, mask_token=_yes, **_DINOV2),
+    "vit": VisionFamily(_cls),
+    "deit": VisionFamily(_cls_and_distillation),
 }
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -81,10 +111,19 @@ Module = TypeVar("Module", bound=nn.Module)
 def view_of(module: Module) -> Module:
     """A copy of a module with the same parameters, buffers and submodules, whose registries are its own.
 
-    What is exchanged in the copy, and the hooks that it gets, do not reach the module.
+    What is exchanged in the copy, and the hooks that it gets, do not reach the module. Methods that were set on the
+    module itself, as accelerate sets `forward` for mixed precision and offloading, are bound to the copy.
     """
     view = copy.copy(module)
-    vars(view).update({name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict)})
+    for name, value in vars(module).items():
+        if isinstance(value, dict):
+            vars(view)[name] = copy.copy(value)
+        elif isinstance(value, types.MethodType) and value.__self__ is module:
+            vars(view)[name] = types.MethodType(value.__func__, view)
+        elif isinstance(value, functools.partial) and any(argument is module for argument in value.args):
+            arguments = (view if argument is module else argument for argument in value.args)
+            vars(view)[name] = functools.partial(value.func, *arguments, **value.keywords)
+    view._compiled_call_impl = None  # `Module.compile` has compiled the module, and not the copy
     return view
 
 
@@ -94,6 +133,34 @@ def with_submodule(module: Module, path: str, submodule: nn.Module) -> Module:
     view = view_of(module)
     view._modules[name] = with_submodule(module.get_submodule(name), rest, submodule) if rest else submodule
     return view
+
+
+def in_dtype(module: Module, dtype: torch.dtype) -> Module:
+    """A view of a module with its floating-point parameters and buffers in another type; the module keeps its own."""
+
+    def cast(tensor: Any) -> Any:
+        return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
+
+    view = view_of(module)
+    for tensors in (view._parameters, view._buffers):
+        tensors.update({name: cast(tensor) for name, tensor in tensors.items()})
+    view._modules.update({name: in_dtype(part, dtype) for name, part in module._modules.items() if part is not None})
+    return view
+
+
+def copy_sharing_weights(module: Module) -> Module:
+    """A deep copy of a module, config included, whose parameters and buffers are the module's own."""
+    shared = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+
+
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """Where a model computes: with accelerate's offloading its weights may lie elsewhere."""
+    for part in model.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return model.device
 
 
 def embeddings_of(classifier: PreTrainedModel) -> nn.Module:

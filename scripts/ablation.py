@@ -5,13 +5,14 @@ accelerate launch scripts/ablation.py --model_name_or_path CLASSIFIER --train_di
 """
 
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
+from salvage_hf.cli import one_line_errors, parse_arguments
 from salvage_hf.evaluation.ablation import AblationArguments, ablation_table, run_ablation
 from salvage_hf.training.explainer import ExplainerArguments
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((AblationArguments, ExplainerArguments), description=__doc__)
-    ablation = run_ablation(*parser.parse_args_into_dataclasses())
+    arguments = parse_arguments(AblationArguments, ExplainerArguments, description=__doc__)
+    with one_line_errors("ablation.py"):
+        ablation = run_ablation(*arguments)
     if PartialState().is_main_process:
         print(ablation_table(ablation))

@@ -5,9 +5,10 @@ python scripts/report.py --benchmarks ImageNette=outputs/benchmark --ablations I
 Needs what `pip install -e ".[plots]"` installs.
 """
 
-from transformers import HfArgumentParser
-
-from salvage_hf.evaluation.report import ReportArguments, write_report
+from salvage_hf.cli import one_line_errors, parse_arguments
 
 if __name__ == "__main__":
-    print(write_report(HfArgumentParser(ReportArguments, description=__doc__).parse_args_into_dataclasses()[0]))
+    with one_line_errors("report.py"):
+        from salvage_hf.evaluation.report import ReportArguments, write_report  # matplotlib is an extra
+
+        print(write_report(*parse_arguments(ReportArguments, description=__doc__)))

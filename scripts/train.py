@@ -3,9 +3,10 @@
 accelerate launch scripts/train.py --model_name_or_path CLASSIFIER --train_dir FOLDER
 """
 
-from transformers import HfArgumentParser
-
+from salvage_hf.cli import one_line_errors, parse_arguments
 from salvage_hf.training.explainer import ExplainerArguments, train_explainer
 
 if __name__ == "__main__":
-    train_explainer(HfArgumentParser(ExplainerArguments, description=__doc__).parse_args_into_dataclasses()[0])
+    arguments = parse_arguments(ExplainerArguments, description=__doc__)
+    with one_line_errors("train.py"):
+        train_explainer(*arguments)

@@ -3,9 +3,10 @@
 accelerate launch scripts/train_classifier.py --model_name_or_path BACKBONE --train_dir FOLDER [--mask_patches]
 """
 
-from transformers import HfArgumentParser
-
+from salvage_hf.cli import one_line_errors, parse_arguments
 from salvage_hf.training.classifier import ClassifierArguments, train_classifier
 
 if __name__ == "__main__":
-    train_classifier(HfArgumentParser(ClassifierArguments, description=__doc__).parse_args_into_dataclasses()[0])
+    arguments = parse_arguments(ClassifierArguments, description=__doc__)
+    with one_line_errors("train_classifier.py"):
+        train_classifier(*arguments)

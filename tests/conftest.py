@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the real Hub; local_hub switches this off again
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import hypothesis
 import pytest
 import torch
 from transformers import (
@@ -27,7 +29,24 @@ from transformers import (
     ViTForImageClassification,
 )
 
+NO_NETWORK = Path(__file__).parent / "no_network"
+runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))  # for this process; the next line is for those that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(NO_NETWORK), os.environ.get("PYTHONPATH")]))
+
 torch.set_num_threads(1)  # the models are so tiny that threads would only wait for each other
+
+LONG_TESTS = os.environ.get("SALVAGE_LONG_TESTS") == "1"
+# The same examples in every run, so that a failure can be repeated. A slow machine is no failure. Fixtures that
+# hypothesis calls "function-scoped" are factories here, which one test may call for many examples.
+hypothesis.settings.register_profile(
+    "salvage",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    max_examples=1000 if LONG_TESTS else 50,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("salvage")
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -73,6 +92,24 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         else:
             tensor.copy_(noise * 1.5 / max(tensor[0].numel(), 1) ** 0.5)
     return model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def network_log(tmp_path_factory):
+    """The file in which no_network/sitecustomize.py writes down what it refused."""
+    log = tmp_path_factory.mktemp("network") / "refused.txt"
+    os.environ["SALVAGE_NETWORK_LOG"] = str(log)
+    return log
+
+
+@pytest.fixture(autouse=True)
+def no_network(network_log):
+    """Fails a test that asked for the network, also where a library or another process swallowed the refusal."""
+    yield
+    if network_log.exists():
+        refused = network_log.read_text()
+        network_log.unlink()
+        pytest.fail(refused)
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def local_hub(folder: str | Path) -> Iterator[dict[str, str]]:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "0",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets counts the use of its loaders at another address
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
         }
@@ -82,7 +83,7 @@ class HubHandler(BaseHTTPRequestHandler):
         return sorted(path for path in repo.rglob("*") if path.is_file())
 
     def revision(self, repo: Path) -> str:
-        digest = hashlib.sha1(str(repo).encode())
+        digest = hashlib.sha1(str(repo).encode(), usedforsecurity=False)
         for path in self.files(repo):
             digest.update(str(path.relative_to(repo)).encode() + path.read_bytes())
         return digest.hexdigest()
@@ -175,4 +176,4 @@ class HubHandler(BaseHTTPRequestHandler):
 
 def blob_id(content: bytes) -> str:
     """The id git gives a file of this content."""
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()

@@ -1,13 +1,16 @@
 """The demo with few pictures and steps; the README has the results of the full one."""
 
 import json
+import time
 
 import numpy as np
 import pytest
+from forked import Forked
 from PIL import Image
 from transformers import AutoModel
 
 from salvage_hf import demo
+from salvage_hf.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,43 @@ def test_a_folder_that_the_demo_did_not_make_is_not_touched(tmp_path):
     with pytest.raises(ValueError, match="data' is not of an earlier demo; give another output_dir"):
         demo.run_demo(str(tmp_path))
     assert (tmp_path / "data" / "mine.txt").read_text() == "mine"
+
+
+def test_a_page_that_the_demo_did_not_make_is_not_overwritten(tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"index\.html' is not of an earlier demo; give another output_dir"):
+        demo.run_demo(str(tmp_path))
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_two_demos_do_not_write_to_one_folder(tmp_path):
+    def hold():
+        with locked(tmp_path, "salvage demo"):
+            (tmp_path / "data").mkdir()
+            time.sleep(60)
+
+    first = Forked(hold)
+    while not (tmp_path / "data").exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=rf"is being written by process {first.process.pid} on .*\(salvage demo\)"):
+        demo.run_demo(str(tmp_path))
+    first.kill()
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "seed", "message"),
+    [
+        ("", 0, "output_dir must not be empty"),
+        (None, 0, "output_dir must be of type str, got None"),
+        ("demo", -1, "seed must be at least 0, got -1"),
+        ("demo", "0", "seed must be of type int, got '0'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(output_dir, seed, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        demo.run_demo(output_dir, seed)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_mask_is_where_the_pattern_is(tmp_path):

@@ -1,17 +1,22 @@
-"""`salvage explain` and the geometry of its pictures."""
+"""`salvage explain`: what it reads and writes, what it refuses, and the geometry of its pictures."""
 
+import os
+import shutil
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from data.memory import peak_memory
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
+from salvage_hf import explain
 from salvage_hf.cli import main
 from salvage_hf.data.processors import processed_box
-from salvage_hf.evaluation.plots import bars, curves, overlay, picture_grid, png
-from salvage_hf.explain import explain_files
+from salvage_hf.explain import MOST_CLASSES, explain_files, explanation
 
 
 @pytest.fixture
@@ -33,13 +38,21 @@ def picture_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Leaves out the model and the drawing, for tests of files."""
+    monkeypatch.setattr(explain, "_load", lambda name: (None, None))
+    figure = explain.picture_grid([[("image", Image.new("RGB", (8, 8)))]])
+    monkeypatch.setattr(explain, "explanation", lambda picture, **options: figure)
+
+
 def test_a_folder_with_a_broken_file(model_folder, picture_folder, tmp_path, capsys):
     status = main(["explain", str(picture_folder), "--model", str(model_folder), "--output", str(tmp_path / "out")])
     assert status == 1  # something was skipped
     printed = capsys.readouterr()
     assert "broken.jpg" in printed.err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grey.png", "wide.png", "wide_2.png"]
-    for path in (tmp_path / "out").iterdir():
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["grey.png", "wide.png", "wide_2.png"]
+    for path in (tmp_path / "out").glob("*.png"):
         Image.open(path).load()
         assert str(path) in printed.out
 
@@ -55,21 +68,142 @@ def test_one_picture(model_folder, picture_folder, tmp_path):
     ("inputs", "output", "message"),
     [
         (["nowhere.png"], "out", "'nowhere.png' does not exist"),
-        (["."], "out.png", "is one picture"),
-        (["empty"], "out", "no files in empty"),
+        ([""], "out", "an input is an empty text"),
+        (["pipe"], "out", "'pipe' is neither a file nor a folder"),
+        (["."], "out.png", "is one picture, but there are 4 images"),
+        (["empty"], "out", "no images in empty"),
         (["wide.png"], "./wide.png", "is the image itself"),
+        (["wide.png"], "linked.png", "is the image itself"),
+        (["wide.png"], "", "output is an empty text"),
+        (["wide.png"], "out.bmp", "ends in '.bmp'; a picture ends in one of png, jpg, jpeg, webp, pdf, svg"),
+        (["wide.png"], "grey.png/out", "grey.png/out' is not writable"),
     ],
 )
-def test_error_messages(model_folder, picture_folder, inputs, output, message, monkeypatch, capsys):
+def test_what_does_not_fit_is_refused(model_folder, picture_folder, inputs, output, message, monkeypatch, capsys):
     monkeypatch.chdir(picture_folder)
+    before = (picture_folder / "wide.png").read_bytes()
     (picture_folder / "empty").mkdir()
-    assert main(["explain", *inputs, "--model", str(model_folder), "--output", output]) == 2
+    os.mkfifo("pipe")
+    if output == "linked.png":
+        (picture_folder / output).hardlink_to("wide.png")
+    with pytest.raises(SystemExit) as end:
+        main(["explain", *inputs, "--model", str(model_folder), "--output", output])
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert (picture_folder / "wide.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("top", [0, -1, MOST_CLASSES + 1, 1.5, None])
+def test_the_number_of_classes_is_bounded(top):
+    with pytest.raises(ValueError, match=f"top must be a whole number from 1 to {MOST_CLASSES}, got {top}"):
+        explain_files(["wide.png"], "model", "out.png", top=top)
+
+
+# What is read
+
+
+def test_a_second_call_does_not_explain_the_pictures_of_the_first(quick, picture_folder):
+    def files():
+        return sorted(str(path.relative_to(picture_folder)) for path in picture_folder.rglob("[!.]*.*"))
+
+    first, _ = explain_files([str(picture_folder)], "model", str(picture_folder / "maps"))
+    one, _ = explain_files([str(picture_folder / "grey.png")], "model", str(picture_folder / "one.jpg"))
+    there = files()
+    again, failed = explain_files([str(picture_folder)], "model", str(picture_folder / "maps"))
+    assert again == first
+    assert len(failed) == 1  # broken.jpg
+    assert files() == there
+    with pytest.raises(ValueError, match="no images in"):
+        explain_files([str(one[0])], "model", str(picture_folder / "maps"))
+
+
+def test_only_images_of_a_folder_are_read_and_each_once(quick, picture_folder, tmp_path, caplog):
+    (picture_folder / "notes.txt").write_text("no image")
+    (picture_folder / ".hidden.png").write_text("no image")
+    (picture_folder / "no_suffix").write_bytes((picture_folder / "wide.png").read_bytes())
+    (picture_folder / "more" / "round").symlink_to(picture_folder)
+    (picture_folder / "more" / "itself.png").symlink_to("itself.png")
+    os.mkfifo(picture_folder / "pipe.png")
+    inputs = [str(picture_folder), str(picture_folder / "wide.png")]
+    written, failed = explain_files(inputs, "model", str(tmp_path / "out"))
+    assert sorted(path.name for path in written) == ["grey.png", "no_suffix.png", "wide.png", "wide_2.png"]
+    assert len(failed) == 1
+    for name in ("notes.txt (no image by its name)", "round (a link", "itself.png (a link", "pipe.png (neither"):
+        assert name in caplog.text
+
+
+# What is written
+
+
+@pytest.mark.parametrize("suffix", explain.FORMATS)
+def test_the_suffix_says_the_format(quick, picture_folder, tmp_path, suffix):
+    target = tmp_path / "new" / f"map.{suffix.upper()}"
+    explain_files([str(picture_folder / "wide.png")], "model", str(target))
+    start = {"png": b"\x89PNG", "webp": b"RIFF", "pdf": b"%PDF", "svg": b"<?xml"}.get(suffix, b"\xff\xd8\xff")
+    assert target.read_bytes().startswith(start)
+
+
+def test_free_names_are_found_at_once(tmp_path):
+    """The time for 4,000 images of one name used to grow with the square of their number."""
+    (tmp_path / "photo_3.png").write_text("of other origin")
+    (tmp_path / "Other.PNG").write_text("of other origin")
+    files = [tmp_path / str(number) / "photo.jpg" for number in range(4000)]
+    targets = explain._targets([*files, tmp_path / "other.jpg"], tmp_path)
+    assert [path.name for path in targets.values()][:3] == ["photo.png", "photo_2.png", "photo_4.png"]
+    assert targets[files[-1]].name == "photo_4001.png"
+    assert targets[tmp_path / "other.jpg"].name == "other_2.png"
+    assert len(set(targets.values())) == 4001
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.png", ("\u72ac" * 83).encode() + b".png", b"$a$ b%s\n.png"])
+def test_any_name_of_a_file(quick, picture_folder, tmp_path, name, capsys):
+    file = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118 - a Path holds no bytes
+    shutil.copy(picture_folder / "wide.png", file)
+    assert main(["explain", os.fsdecode(file), "--model", "model", "--output", str(tmp_path / "out")]) == 0
+    written = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+    assert len(written) == 1
+    assert str(written[0]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("problem", ["full disk", "folder is removed", "removed at the end"])
+def test_a_picture_that_cannot_be_written_ends_the_run(quick, picture_folder, tmp_path, problem, monkeypatch, capsys):
+    out, write = tmp_path / "out", explain.write_bytes
+
+    def fail(path, content):
+        if problem == "full disk":
+            raise OSError(28, "No space left on device")
+        if problem == "folder is removed":
+            shutil.rmtree(out)
+        write(path, content)
+        if problem == "removed at the end":
+            path.unlink()
+
+    monkeypatch.setattr(explain, "write_bytes", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["explain", str(picture_folder), "--model", "model", "--output", str(out)])
+    assert end.value.code == 2
+    message = {
+        "full disk": "No space left on device",
+        "folder is removed": "grey.png' could not be written: [Errno 2] No such file or directory",
+        "removed at the end": "3 of 3 pictures are gone since they were written",
+    }[problem]
     assert message in capsys.readouterr().err
+    assert list(out.glob("*.png*")) == []
 
 
-def test_at_least_one_class_is_shown(model_folder, picture_folder, tmp_path):
-    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
-        explain_files([str(picture_folder / "wide.png")], str(model_folder), str(tmp_path / "out.png"), top=0)
+def test_one_process_at_a_time_writes_to_a_folder(quick, picture_folder, tmp_path):
+    (tmp_path / "grey.png.0123abcd.partial").write_text("left by a process that was killed")
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="is being written by another process"):
+            explain_files([str(picture_folder)], "model", str(tmp_path))
+        other.communicate(b"\n")
+    explain_files([str(picture_folder)], "model", str(tmp_path))
+    assert list(tmp_path.glob("*.partial")) == []
 
 
 def test_originals_are_not_overwritten(model_folder, picture_folder):
@@ -83,24 +217,22 @@ def test_originals_are_not_overwritten(model_folder, picture_folder):
 def test_an_image_that_cannot_be_explained_does_not_stop_the_others(
     model_folder, picture_folder, tmp_path, monkeypatch
 ):
-    from salvage_hf import explain
-
-    def wrong_for_grey(picture, *args):
+    def wrong_for_grey(picture, **options):
         if picture.size == (20, 30):
             raise struct.error("unpack requires a buffer of 2 bytes")
-        return explanation(picture, *args)
+        return explanation(picture, **options)
 
-    explanation = explain.explanation
     monkeypatch.setattr(explain, "explanation", wrong_for_grey)
     written, failed = explain_files([str(picture_folder)], str(model_folder), str(tmp_path / "out"))
     assert sorted(path.name for path in written) == ["wide.png", "wide_2.png"]
-    assert sorted(message.split(":")[0].split("/")[-1] for message in failed) == ["broken.jpg", "grey.png"]
+    assert [message.replace(str(picture_folder), "") for message in sorted(failed)] == [
+        "image '/broken.jpg' cannot be read: OSError: Truncated File Read",
+        "image '/grey.png' cannot be explained: error: unpack requires a buffer of 2 bytes",
+    ]
 
 
 @pytest.mark.parametrize("bias", [-40.0, 40.0])
 def test_one_label_is_explained_by_what_is_predicted(salvage_model, save_processor, tmp_path, monkeypatch, bias):
-    from salvage_hf import explain
-
     model = salvage_model(num_labels=1)
     model.config.id2label = {0: "abnormal"}
     save_processor(tmp_path, 16)
@@ -150,51 +282,125 @@ def test_the_box_is_what_the_processor_shows(save_processor, tmp_path, width, he
         assert abs(rows[index] - (top + (index + 0.5) * step_y)) <= max(1.0, step_y)
 
 
-def test_overlay_keeps_the_picture_and_its_geometry():
-    picture = Image.fromarray(np.full((40, 60, 3), 120, dtype=np.uint8))
-    values = np.zeros((2, 2))
-    values[0, 1], values[1, 0] = 1, -1
-    drawn = np.asarray(overlay(picture, values, box=(10, 0, 50, 40)), dtype=int)
-    assert drawn.shape == (40, 60, 3)
-    red_minus_blue = drawn[..., 0] - drawn[..., 2]
-    assert red_minus_blue[5, 45] > 40  # the upper right speaks for the class
-    assert red_minus_blue[35, 15] < -40  # the lower left speaks against it
-    assert (red_minus_blue[:, :10] == 0).all()  # there is no colour outside the box
-    assert (red_minus_blue[:, 50:] == 0).all()
-    assert (np.asarray(overlay(picture, np.zeros((2, 2)))) >= 0).all()  # a map of zeros is drawn too
+def test_a_model_of_one_channel_sees_grey_pictures(salvage_model, save_processor, picture_folder, tmp_path):
+    model = salvage_model()
+    config = model.config
+    config.backbone_config.num_channels = 1
+    type(model)(config).save_pretrained(tmp_path / "model")
+    save_processor(tmp_path / "model", image_mean=[0.5], image_std=[0.25])
+    written, failed = explain_files(
+        [str(picture_folder / "wide.png")], str(tmp_path / "model"), str(tmp_path / "a.png")
+    )
+    assert (len(written), failed) == (1, [])
 
 
-def test_a_box_beyond_the_picture():
-    picture = Image.new("RGB", (10, 10))
-    assert overlay(picture, np.ones((2, 2)), box=(-5, -5, 15, 15)).size == (10, 10)
+def test_memory_and_time_are_bounded_by_what_is_drawn(model_folder, tmp_path):
+    for name, size in (("small", (40, 30)), ("large", (4000, 3000))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    explain_files([str(tmp_path / "small.png")], str(model_folder), str(tmp_path / "out.png"))
+    with peak_memory() as peak:
+        written, _ = explain_files([str(tmp_path / "large.png")], str(model_folder), str(tmp_path / "out.png"))
+    assert Image.open(written[0]).size < (1500, 500)
+    assert peak.megabytes < 16 * 12 + 60  # bytes per pixel of the original; it used to be 100
 
 
-def test_figures_are_pictures():
-    grid = picture_grid([[("a", Image.new("RGB", (4, 8)))], [("b", Image.new("RGB", (8, 4)))] * 2])
-    lines = curves({"LIF": {"one": [0.1, 0.5], "two": [0.3, 0.4]}})
-    for figure in (grid, lines):
-        assert png(figure).startswith(b"\x89PNG")
-    drawn = {line.get_label(): list(line.get_ydata()) for line in lines.axes[0].get_lines()}
-    assert drawn == {"one": [0.1, 0.5], "two": [0.3, 0.4]}
-    assert list(lines.axes[0].get_lines()[0].get_xdata()) == [0.5, 1.0]
+def test_what_is_drawn_has_the_place_of_what_the_model_sees(model_folder, monkeypatch):
+    """A large picture is drawn smaller, and the map's place in it with it."""
+    model, processor = AutoModel.from_pretrained(model_folder), AutoImageProcessor.from_pretrained(model_folder)
+    drawn = []
+    monkeypatch.setattr(explain, "overlay", lambda picture, values, box, limit: drawn.append((picture, box)) or picture)
+    explanation(Image.new("RGB", (3 * explain.DRAWN_PIXELS, explain.DRAWN_PIXELS)), model, processor)
+    picture, box = drawn[0]
+    assert picture.size == (explain.DRAWN_PIXELS, explain.DRAWN_PIXELS // 3)
+    wanted = np.array(processed_box(processor, 3 * explain.DRAWN_PIXELS, explain.DRAWN_PIXELS)) / 3
+    np.testing.assert_allclose(box, wanted, atol=1)
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_legends_stay_inside_their_figure(count):
-    figure = bars({"one panel": {f"a rather long name, {number}": [0.1] for number in range(count)}}, "SRG (%)")
-    png(figure)  # lays it out
-    (legend,) = figure.legends
-    drawn = legend.get_window_extent()
-    assert drawn.x0 >= 0
-    assert drawn.x1 <= figure.bbox.x1
-    assert len(legend.get_texts()) == count
+# Models that are refused
+
+
+def break_weights(model, folder):
+    with torch.no_grad():
+        next(iter(model.parameters())).view(-1)[0] = float("nan")
+    model.save_pretrained(folder)
+
+
+def leave_out_head(model, folder):
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
+    model.save_pretrained(folder, state_dict=weights)
+
+
+BROKEN = {
+    "NaN weights": (break_weights, {}, "has weights that are NaN or infinite"),
+    "no head": (leave_out_head, {}, "weights of a SalvageModel"),
+    "no config": (lambda model, folder: (folder / "config.json").unlink(), {}, "the config of "),
+    "no weights": (lambda model, folder: (folder / "model.safetensors").unlink(), {}, "the model of "),
+    "damaged weights": (
+        lambda model, folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100),
+        {},
+        "the model of ",
+    ),
+    "no processor": (
+        lambda model, folder: (folder / "preprocessor_config.json").unlink(),
+        {},
+        "the image processor of ",
+    ),
+    "std 0": (None, {"image_std": [0.0, 1.0, 1.0]}, "pixel values that are NaN or infinite: check its image_std"),
+    "rescale inf": (None, {"rescale_factor": 1e39}, "pixel values that are NaN or infinite: check its image_std"),
+    "mean of two": (None, {"image_mean": [0.5, 0.5]}, "the image processor BitImageProcessor"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_model_is_refused_before_the_first_picture(
+    salvage_model, save_processor, model_folder, picture_folder, tmp_path, case, capsys
+):
+    damage, processor, message = BROKEN[case]
+    save_processor(model_folder, **processor)
+    if damage:
+        damage(salvage_model(), model_folder)
+    out = tmp_path / "out.png"
+    with pytest.raises(SystemExit) as end:
+        main(["explain", str(picture_folder / "wide.png"), "--model", str(model_folder), "--output", str(out)])
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "a b/c/d"])
+def test_a_model_that_does_not_exist_is_named(picture_folder, tmp_path, name):
+    with pytest.raises(ValueError, match=f"the config of '{name}' cannot be loaded: OSError: "):
+        explain_files([str(picture_folder / "wide.png")], name, str(tmp_path / "out.png"))
+
+
+def test_a_plain_classifier_is_no_explainer(tiny_classifier, save_processor, picture_folder, tmp_path):
+    tiny_classifier().save_pretrained(tmp_path / "classifier")
+    save_processor(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="is of the type 'dinov2'; needed is a Salvage explainer"):
+        explain_files([str(picture_folder / "wide.png")], str(tmp_path / "classifier"), str(tmp_path / "out.png"))
+
+
+@pytest.mark.parametrize("part", ["logits", "attributions"])
+def test_answers_that_are_not_finite_are_not_drawn(model_folder, picture_folder, tmp_path, part, monkeypatch):
+    model_class = type(AutoModel.from_pretrained(model_folder))
+    forward = model_class.forward
+
+    def infinite(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output[part][0, 0] = float("inf")
+        return output
+
+    monkeypatch.setattr(model_class, "forward", infinite)
+    out = tmp_path / "out.png"
+    written, failed = explain_files([str(picture_folder / "wide.png")], str(model_folder), str(out))
+    assert written == []
+    assert "cannot be explained: the model answers with values that are NaN or infinite" in failed[0]
+    assert not out.exists()
 
 
 def test_titles_hold_the_explainers_own_probabilities(model_folder, picture_folder):
-    from transformers import AutoModel
-
-    from salvage_hf.explain import explanation
-
     model, processor = AutoModel.from_pretrained(model_folder), AutoImageProcessor.from_pretrained(model_folder)
     picture = Image.open(picture_folder / "wide.png")
     figure = explanation(picture, model, processor, top=2)
@@ -206,3 +412,19 @@ def test_titles_hold_the_explainers_own_probabilities(model_folder, picture_fold
     ]
     assert titles == ["image", *expected]
     assert isinstance(best.values, torch.Tensor)
+
+
+def test_images_of_more_than_8_bits_need_their_range(model_folder, tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (40, 30))
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "deep.png")
+    out = tmp_path / "out.png"
+    written, failed = explain_files([str(tmp_path / "deep.png")], str(model_folder), str(out))
+    assert written == []
+    assert "pixel_range (LOW HIGH)" in failed[0]
+    arguments = ["--model", str(model_folder), "--output", str(out), "--pixel_range", "0", "4095"]
+    assert main(["explain", str(tmp_path / "deep.png"), *arguments]) == 0
+    Image.fromarray((values * 255 / 4095).round().astype(np.uint8)).save(tmp_path / "plain.png")
+    explain_files([str(tmp_path / "plain.png")], str(model_folder), str(tmp_path / "plain_out.png"))
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(tmp_path / "plain_out.png")))
+    with pytest.raises(ValueError, match="pixel_range must be two numbers, the smaller one first"):
+        explain_files([str(tmp_path / "deep.png")], str(model_folder), str(out), pixel_range=(5, 1))

@@ -218,10 +218,10 @@ def test_relative_scores_are_the_means_over_the_drawn_subsets(n_masks):
     pixel_values, attributions, targets = make(2, 30, 3)
     scores = relative_scores(game, pixel_values, attributions, targets, n_masks=n_masks, seed=5)
     generator = KeyedGenerator("relative draws", 5, keys=image_keys(pixel_values))
-    weights = sampling.min_max_weights(attributions)
+    attributions = attributions.double()
     for weight, score, stderr, curve in (
-        (weights, scores.r_lif, scores.r_lif_stderr, scores.r_lif_curve),
-        (1 - weights, scores.r_mif, scores.r_mif_stderr, scores.r_mif_curve),
+        (sampling.min_max_weights(attributions), scores.r_lif, scores.r_lif_stderr, scores.r_lif_curve),
+        (sampling.min_max_weights(-attributions), scores.r_mif, scores.r_mif_stderr, scores.r_mif_curve),
     ):
         orders = sampling.weighted_orders(weight, n_masks, generator=generator)
         predictions = torch.zeros(2, n_masks, 30)
@@ -278,17 +278,19 @@ def test_a_perfect_map_beats_its_opposite():
 # Algorithm 2 under a budget
 
 
-def literal_budget(v, image, weights, key, target, seed, budget):
+def literal_budget(v, image, attributions, key, target, seed, budget):
     """One image, one round, in loops: (lif, mif, srg) and their standard errors."""
-    num_patches, strata = len(weights), (budget - 1) // 4
+    num_patches, strata = len(attributions), (budget - 1) // 4
+    directions = [("lif", attributions.double()), ("mif", -attributions.double())]
     sizes = KeyedGenerator("relative sizes within a budget", seed, 0, keys=key).uniform(2, strata)[0].double()
     full = prediction(v, image, range(num_patches), target)
     values = {}
     for start in range(0, strata, 16):
         block = range(start, min(start + 16, strata))
-        for name, direction in (("lif", weights), ("mif", 1 - weights)):
+        for name, direction in directions:
+            weights = sampling.min_max_weights(direction)
             generator = KeyedGenerator("relative draws within a budget", seed, 0, start, keys=key)  # equal for both
-            orders = sampling.weighted_orders(direction[None], 2 * len(block), generator=generator)[0]
+            orders = sampling.weighted_orders(weights[None], 2 * len(block), generator=generator)[0]
             for draw in range(2):
                 for j, stratum in enumerate(block):
                     size = int((stratum + sizes[draw, stratum]) * (num_patches - 1) / strata) + 1
@@ -314,10 +316,9 @@ def test_budgeted_scores_equal_their_literal_twin(num_patches, budget, num_label
     pixel_values, attributions, targets = make(3, num_patches, num_labels)
     scores = relative_scores(game, pixel_values, attributions, targets, seed=5, budget=budget)
     keys = image_keys(pixel_values)
-    weights = sampling.min_max_weights(attributions)
     for b in range(3):
         image = pixel_values[b : b + 1]
-        found = literal_budget(game, image, weights[b], keys[b : b + 1], targets[b].item(), 5, budget)
+        found = literal_budget(game, image, attributions[b], keys[b : b + 1], targets[b].item(), 5, budget)
         for name, (mean, stderr) in found.items():
             assert getattr(scores, f"r_{name}")[b].item() == pytest.approx(mean, abs=1e-5)
             assert getattr(scores, f"r_{name}_stderr")[b].item() == pytest.approx(stderr, abs=1e-5)
@@ -397,9 +398,11 @@ def test_a_target_out_of_reach_ends_at_the_protocols_cost():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 4}, "budget must be at least 5 forwards per image, got 4"),
-        ({"target_stderr": 0.1}, "target_stderr must be positive and needs a budget, got 0.1 and None"),
-        ({"budget": 9, "target_stderr": 0.0}, "target_stderr must be positive and needs a budget, got 0.0 and 9"),
+        ({"budget": 4}, "budget must be a whole number of at least 5, got 4"),
+        ({"target_stderr": 0.1}, "target_stderr must be a positive number and needs a budget, got 0.1 and budget=None"),
+        ({"budget": 9, "target_stderr": 0.0}, "needs a budget, got 0.0 and budget=9"),
+        ({"budget": 9, "target_stderr": float("nan")}, "needs a budget, got nan and budget=9"),
+        ({"budget": 9, "target_stderr": float("inf")}, "needs a budget, got inf and budget=9"),
     ],
 )
 def test_wrong_budgets(options, message):
@@ -466,12 +469,12 @@ def test_scores_need_no_gradient_and_change_no_argument(tiny_classifier, images,
         ({"attributions": torch.tensor([[torch.inf] + [0.0] * 15, [0.0] * 16])}, r"NaN or infinite .* \[0\]"),
         ({"attributions": torch.zeros(2, 15)}, "15 patches per image, the classifier sees 4 x 4 = 16"),
         ({"attributions": torch.zeros(3, 16)}, "B = 2"),
-        ({"attributions": torch.zeros(2, 4, 4)}, r"must be \[B, N\]"),
+        ({"attributions": torch.zeros(2, 4, 4)}, r"real numbers \[B, N\] with B = 2, got float32 \[2, 4, 4\]"),
         ({"targets": torch.tensor([0, 3])}, "targets contain 3; the classifier's labels are 0..2"),
         ({"targets": torch.tensor([-1, 0])}, "targets contain -1"),
-        ({"targets": torch.tensor([0])}, r"targets must be \[B\] with B = 2"),
-        ({"ids": torch.tensor([0, 1, 2])}, r"ids must be \[B\] with B = 2"),
-        ({"pixel_values": torch.zeros(0, 3, 16, 16), "attributions": torch.zeros(0, 16)}, "no image"),
+        ({"targets": torch.tensor([0])}, r"targets must be whole numbers \[B\] with B = 2, got int64 \[1\]"),
+        ({"ids": torch.tensor([0, 1, 2])}, r"ids must be whole numbers \[B\] with B = 2, got int64 \[3\]"),
+        ({"pixel_values": torch.zeros(0, 3, 16, 16), "attributions": torch.zeros(0, 16)}, "not empty"),
     ],
 )
 def test_wrong_arguments(tiny_classifier, images, score, change, message):
@@ -486,7 +489,7 @@ def test_a_value_function_is_checked_too(score):
     with pytest.raises(ValueError, match="targets contain 3"):
         score(game, pixel_values, attributions, torch.tensor([0, 3]))
     pixel_values[1, 0, 0, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"NaN for the images at \[1\]"):
+    with pytest.raises(ValueError, match=r"NaN or infinite numbers for the images at \[1\]"):
         score(game, pixel_values, attributions, targets)
 
 
@@ -500,7 +503,7 @@ def test_half_precision_attributions(score):
 
 
 def test_n_masks_must_be_positive():
-    with pytest.raises(ValueError, match="n_masks must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_masks must be a whole number of at least 1, got 0"):
         relative_scores(game, *make(1, 3, 2), n_masks=0)
 
 

@@ -4,6 +4,7 @@ import ast
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,3 +95,18 @@ def test_nearly_equal_images_have_other_keys(images):
         pixel_values[b, b] = torch.nextafter(pixel_values[b, b], torch.tensor(torch.inf))
     pixel_values[769] = pixel_values[769].flip(0)
     assert len(image_keys(pixel_values.view(-1, 3, 16, 16)).unique()) == 770
+
+
+def test_seeds_are_whole_numbers_of_64_bits():
+    keys = torch.arange(3)
+    for seed in (-5, 2**63 - 1, -(2**63)):
+        numbers = KeyedGenerator("test", np.int64(seed), keys=keys).uniform(4)
+        assert torch.equal(KeyedGenerator("test", seed, keys=keys).uniform(4), numbers)
+    for seed in (0.5, 1.0, float("nan"), True, "1", None, torch.tensor(0.5)):
+        with pytest.raises(ValueError, match="seed must be a whole number, got"):
+            KeyedGenerator("test", seed, keys=keys)
+    for seed in (2**63, -(2**63) - 1, 2**64):  # the last one would draw what the seed 0 draws
+        with pytest.raises(ValueError, match="seed must fit into 64 bits, got"):
+            KeyedGenerator("test", seed, keys=keys)
+    with pytest.raises(ValueError, match=r"keys must be whole numbers \[B\], got float32 \[3\]"):
+        KeyedGenerator("test", 0, keys=keys.float())

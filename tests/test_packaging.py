@@ -1,13 +1,19 @@
 """What setuptools puts into a wheel, according to setuptools itself, without building one."""
 
+import ast
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-
-setuptools = pytest.importorskip("setuptools")
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 PACKAGE = ROOT / "salvage_hf"
 SPACE_FILES = ("app.py", "README.md", "requirements.txt")
 
@@ -60,9 +66,58 @@ def test_the_version_is_read_from_the_package(build):
     import salvage_hf
 
     assert build.distribution.get_version() == salvage_hf.__version__
-    assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in PROJECT
 
 
 def test_links_lead_to_the_folders_at_the_top():
     for name in ("modeling", "metrics", "model_cards"):
         assert (PACKAGE / name).resolve() == ROOT / name
+
+
+def requirements(*groups):
+    """{name: requirement} of lists of requirements, without the project's own extras."""
+    found = [Requirement(text) for group in groups for text in group]
+    return {canonicalize_name(one.name): one for one in found if one.name != PROJECT["name"]}
+
+
+def test_every_import_is_declared():
+    """What the library and the metrics import is among the dependencies, or in an extra that users can name.
+
+    A library that another one brings would be missing as soon as that one no longer needs it.
+    """
+    declared = requirements(PROJECT["dependencies"], *(names for extra, names in EXTRAS.items() if extra != "dev"))
+    imported = set()
+    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "modeling").glob("*.py"), *(ROOT / "metrics").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    distributions = packages_distributions()
+    imported -= {*sys.stdlib_module_names, "salvage_hf"}
+    assert {canonicalize_name(distributions[name][0]) for name in imported} == set(declared)
+
+
+def pins(file):
+    lines = (ROOT / file).read_text().splitlines()
+    return {canonicalize_name(one.name): one for one in map(Requirement, lines[1:])}
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_the_tested_versions_are_pinned(file):
+    pinned = pins(file)
+    for name, requirement in requirements(PROJECT["dependencies"], *EXTRAS.values()).items():
+        (pin,) = pinned[name].specifier
+        assert pin.operator == "=="
+        assert pin.version in requirement.specifier, name
+
+
+def test_lower_bounds_are_tested():
+    """Every bound is the version in constraints-lowest.txt; only torch's is not: its wheel needs 5 GB of libraries."""
+    lowest = pins("constraints-lowest.txt")
+    users = [names for extra, names in EXTRAS.items() if extra != "dev"]
+    for name, requirement in requirements(PROJECT["dependencies"], *users).items():
+        (bound,) = requirement.specifier
+        assert bound.operator == ">="
+        if name != "torch":
+            assert bound.version in lowest[name].specifier, name

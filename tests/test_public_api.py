@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.version import Version
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, BitImageProcessor
 
 import salvage_hf
 from salvage_hf import MaskedClassifier, SalvageConfig, SalvageForImageClassification, SalvageModel
@@ -88,13 +88,11 @@ def test_from_pretrained_hands_on_where_and_how_to_load(tiny_classifier, monkeyp
 
     def load(cls, name, **options):
         calls[cls.__name__] = name, options
-        return tiny_classifier()
+        return tiny_classifier(), {"missing_keys": set(), "mismatched_keys": set()}
 
     def load_processor(cls, name, **options):
         calls[cls.__name__] = name, options
-        return type(
-            "Processor", (), {"size": {"height": 32, "width": 24}, "crop_size": None, "do_center_crop": False}
-        )()
+        return BitImageProcessor(size={"height": 32, "width": 24}, do_center_crop=False)
 
     monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", classmethod(load))
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", classmethod(load_processor))
@@ -102,7 +100,7 @@ def test_from_pretrained_hands_on_where_and_how_to_load(tiny_classifier, monkeyp
     how = {"attn_implementation": "eager", "dtype": torch.bfloat16}
     v = MaskedClassifier.from_pretrained("org/dinov2-pet", masking="zero", chunk_size=7, **source, **how)
     assert calls == {
-        "AutoModelForImageClassification": ("org/dinov2-pet", {**source, **how}),
+        "AutoModelForImageClassification": ("org/dinov2-pet", {**source, **how, "output_loading_info": True}),
         "AutoImageProcessor": ("org/dinov2-pet", source),
     }
     assert (v.masking, v.chunk_size) == ("zero", 7)
@@ -114,7 +112,7 @@ def test_from_pretrained_hands_on_where_and_how_to_load(tiny_classifier, monkeyp
     name, options = calls["AutoModelForImageClassification"]
     assert name == "org/dinov2-pet"
     assert options["dtype"] == torch.float32  # and not the checkpoint's
-    assert options == {"dtype": torch.float32, "trust_remote_code": False}  # refused at once, not asked for
+    assert options["trust_remote_code"] is False  # refused at once, not asked for
     MaskedClassifier.from_pretrained("org/dinov2-pet", token=False)
     assert calls["AutoModelForImageClassification"][1]["token"] is False  # the stored one is not used
     assert calls["AutoImageProcessor"][1] == {"token": False, "trust_remote_code": False}

@@ -19,7 +19,8 @@ FILES = LIBRARY + sorted(file for folder in FOLDERS for file in (ROOT / folder).
 
 #: From the lowest floor up: a module imports from lower floors and from its own package only.
 FLOORS = (
-    {"modeling", "metrics", "keyed_random", "targets", "files", "arguments", "vision_families", "pretrained"},
+    {"tensors", "type_checks"},
+    {"modeling", "metrics", "keyed_random", "targets", "arguments", "vision_families", "pretrained", "files", "logs"},
     {"subsets", "localization", "data"},
     {"objectives", "masking"},
     {"faithfulness"},
@@ -152,3 +153,11 @@ def test_the_map_of_the_paper_is_whole():
     wanted += [f"Table {number}" for number in range(1, 5)] + [f"Figure {number}" for number in range(1, 10)]
     wanted += [info.title for info in REGISTRY.values()]
     assert [what for what in wanted if not re.search(rf"\b{re.escape(what)}(?!\w)", mapped)] == []
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=lambda file: str(file.relative_to(ROOT)))
+def test_assertions_only_narrow_types(file):
+    """`python -O` leaves assertions out, so what a user hands over is checked by `raise`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Assert):
+            assert re.fullmatch(r"isinstance\(.+\)|[\w.]+ is not None", ast.unparse(node.test)), f"line {node.lineno}"

@@ -128,6 +128,28 @@ def test_positions_invert_orders():
         assert places[b, m, orders[b, m, j]] == j
 
 
+@both_generators
+def test_the_smallest_weights_are_drawn_before_those_of_zero_and_in_proportion(kind):
+    weights = torch.tensor([0.0, 1e-300, 3e-300, 1.0, 0.0], dtype=torch.float64).expand(DRAWS, -1)
+    orders = sampling.weighted_orders(weights, 1, generator=make_generator(kind, 3, DRAWS))[:, 0]
+    assert (orders[:, 0] == 3).all()
+    assert chi_squared_p((orders[:, 1] - 1).bincount(minlength=2), [0.25, 0.75]) > P_VALUE
+    assert ((orders[:, 3:] == 0) | (orders[:, 3:] == 4)).all()
+
+
+def test_a_generator_has_a_key_for_every_image():
+    """One key for all images would give them the same draws."""
+    generator = KeyedGenerator("test", 0, keys=torch.arange(1))
+    for draw in (
+        lambda: sampling.weighted_orders(torch.ones(3, 4), 2, generator=generator),
+        lambda: sampling.attribution_guided(torch.ones(3, 4), 2, generator=generator),
+        lambda: sampling.uniform(3, 2, 4, generator=generator),
+        lambda: sampling.stratified_sizes(3, 2, 4, generator=generator),
+    ):
+        with pytest.raises(ValueError, match="generator has 1 keys for 3 images"):
+            draw()
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_min_max_weights(scale):
     scores = torch.tensor([[2.0, 4.0, 3.0], [-1.0, 0.0, 3.0], [5.0, 5.0, 5.0]]) * scale
@@ -282,8 +304,8 @@ def test_sizes_of_the_shapley_kernel(keyed):
     expected = kernel(9) * sizes.numel()
     chi_squared = ((counts[1:9] - expected) ** 2 / expected).sum()
     assert chi_squared < 24.3  # 7 degrees of freedom, p = 0.001
-    with pytest.raises(ValueError, match="at least 2 patches, got 1"):
-        shapley_kernel_sizes(1, 1, 1, generator=generator)
+    with pytest.raises(ValueError, match=r"num_patches must be at least 2 .*, got 1"):
+        shapley_kernel_sizes(4, 1, 1, generator=generator)
 
 
 @pytest.mark.parametrize("num_subsets", [1, 4, 5])

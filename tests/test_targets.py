@@ -44,6 +44,12 @@ def test_targets_out_of_range():
             check_targets(torch.tensor(targets), num_labels)
 
 
+@pytest.mark.parametrize("targets", [[0.0, 1.0], [True, False], [0, float("nan")], 1, None, "cat", [[0, 1]], []])
+def test_targets_are_whole_numbers(targets):
+    with pytest.raises(ValueError, match=r"targets must be whole numbers \[B\].*, got "):
+        check_targets(targets, 3)
+
+
 def test_target_logits_are_those_of_the_class_and_change_their_sign_for_the_absent_label():
     logits = torch.tensor([[0.5, -2.0, 3.0], [1.0, 4.0, 0.0]])
     assert target_logits(logits, torch.tensor([2, 1])).tolist() == [3.0, 4.0]

@@ -1,12 +1,12 @@
 """Methods that read attention maps; the same map for every class."""
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from ..masking import MaskedClassifier
+from ..vision_families import copy_sharing_weights
 from .registry import Method, register
 
 
@@ -80,13 +80,15 @@ def _flows_from_cls(capacities: np.ndarray, num_prefix: int) -> np.ndarray:
 
 def _attention_maps(classifier: MaskedClassifier) -> Callable[[torch.Tensor], tuple[tuple[torch.Tensor, ...], int]]:
     """pixel_values -> (attention [B, heads, P + N, P + N] of each layer, number P of prefix tokens)."""
-    num_prefix = classifier.num_prefix_tokens
-    # Only eager attention returns maps. The model is copied, because the classifier must keep its own implementation.
-    model = copy.deepcopy(classifier.classifier)
-    model.set_attn_implementation("eager")
+    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
 
     @torch.no_grad()
     def attentions(pixel_values):
-        return model(pixel_values, output_attentions=True).attentions, num_prefix
+        # Only eager attention returns maps, and transformers puts hooks on the blocks to gather them: a copy is made,
+        # because the classifier must keep its own implementation. It is made for every call, because what is exchanged
+        # in the classifier does not reach an older copy.
+        model = copy_sharing_weights(classifier.classifier)
+        model.set_attn_implementation("eager")
+        return model(pixel_values, output_attentions=True).attentions, classifier.num_prefix_tokens
 
     return attentions

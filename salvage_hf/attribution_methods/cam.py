@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..masking import MaskedClassifier
 from ..targets import target_logits
@@ -15,14 +16,15 @@ def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """GradCAM: feature maps weighted by their mean gradient (captum's LayerGradCam), negative values set to 0."""
     from captum.attr import LayerGradCam
 
-    model, grid = model_with_feature_grid(classifier)
-
-    def score(pixel_values, targets):
-        return target_logits(model(pixel_values).logits, targets)
+    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
 
     def attribute(pixel_values, targets):
         pixel_values = pixel_values.detach()
-        grid.grid_size = classifier.patch_grid(pixel_values)
+        model, grid = model_with_feature_grid(classifier, pixel_values)
+
+        def score(pixel_values, targets):
+            return target_logits(model(pixel_values).logits, targets)
+
         with torch.enable_grad():
             maps = LayerGradCam(score, grid.view).attribute(
                 pixel_values, additional_forward_args=targets, relu_attributions=True
@@ -35,11 +37,11 @@ def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
 @register("gradcam_plus_plus", title="GradCAM++", needs="gradients", source="Chattopadhay et al., 2018")
 def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """GradCAM++: a map's weight is the sum of its positive gradients times alpha (Chattopadhay et al., eq. 19)."""
-    model, grid = model_with_feature_grid(classifier)
+    classifier.token_family()
 
     def attribute(pixel_values, targets):
         pixel_values = pixel_values.detach()
-        grid.grid_size = classifier.patch_grid(pixel_values)
+        model, grid = model_with_feature_grid(classifier, pixel_values)
         with torch.enable_grad():
             features, logits = features_of(model, grid, pixel_values.requires_grad_())
             gradients = torch.autograd.grad(target_logits(logits, targets).sum(), features)[0].float()
@@ -61,11 +63,11 @@ def eigencam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     A singular vector has no sign of its own: it gets the one that makes the map's sum positive. The features are not
     centred, as published; pytorch-grad-cam centres them.
     """
-    model, grid = model_with_feature_grid(classifier)
+    classifier.token_family()
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
-        grid.grid_size = classifier.patch_grid(pixel_values)
+        model, grid = model_with_feature_grid(classifier, pixel_values)
         features, _ = features_of(model, grid, pixel_values)
         features = features.float().flatten(2).transpose(1, 2)  # [B, N, D]
         _, _, right = torch.linalg.svd(features, full_matrices=False)
@@ -89,6 +91,16 @@ class _AblatedNorm(nn.Module):
         return tokens
 
 
+def _last_block_alone(classifier: MaskedClassifier) -> tuple[PreTrainedModel, _AblatedNorm]:
+    """A view of the classifier that runs its last block on the tokens entering it, and this block's first norm."""
+    family = classifier.token_family()
+    last, name = family.block_list(classifier.classifier)[-1], family.norms[0]
+    ablated = _AblatedNorm(last.get_submodule(name), classifier.num_prefix_tokens)
+    last_alone = nn.ModuleList([with_submodule(last, name, ablated)])
+    path = family.blocks_path(classifier.classifier)
+    return on_tokens(with_submodule(classifier.classifier, path, last_alone)), ablated
+
+
 @register("ablationcam", title="Ablation-CAM", needs="activations", source="Desai & Ramaswamy, 2020")
 def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """Ablation-CAM: feature maps weighted by how far the target's logit falls without them.
@@ -97,18 +109,12 @@ def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     logit: that would only scale a map, or invert it where the logit is negative. The weights are small differences,
     which half precision would round away: use float32.
     """
-    family = classifier.token_family()
-    last, name = family.block_list(classifier.classifier)[-1], family.norms[0]
-    ablated = _AblatedNorm(last.get_submodule(name), classifier.num_prefix_tokens)
-    # Only the last block runs, on the tokens that the blocks before it have made.
-    last_alone = nn.ModuleList([with_submodule(last, name, ablated)])
-    path = family.blocks_path(classifier.classifier)
-    tail = on_tokens(with_submodule(classifier.classifier, path, last_alone))
-    model, grid = model_with_feature_grid(classifier)
+    classifier.token_family()
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
-        grid.grid_size = classifier.patch_grid(pixel_values)
+        model, grid = model_with_feature_grid(classifier, pixel_values)
+        tail, ablated = _last_block_alone(classifier)
         entering = []
         handle = grid.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
         try:

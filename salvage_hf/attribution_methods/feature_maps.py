@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..masking import MaskedClassifier
 from ..vision_families import with_submodule
@@ -10,10 +11,9 @@ from ..vision_families import with_submodule
 class FeatureGrid(nn.Module):
     """Replaces a norm, and lays its patch tokens out as D maps on the grid: the output of `view`, for hooks to read."""
 
-    def __init__(self, norm: nn.Module, num_prefix: int):
+    def __init__(self, norm: nn.Module, num_prefix: int, grid_size: tuple[int, int]):
         super().__init__()
-        self.norm, self.num_prefix, self.view = norm, num_prefix, nn.Identity()
-        self.grid_size = (0, 0)
+        self.norm, self.num_prefix, self.grid_size, self.view = norm, num_prefix, grid_size, nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the norm returns, [B, P + N, D]."""
@@ -23,11 +23,18 @@ class FeatureGrid(nn.Module):
         return torch.cat([prefix, maps.flatten(2).transpose(1, 2)], dim=1)
 
 
-def model_with_feature_grid(classifier: MaskedClassifier) -> tuple[nn.Module, FeatureGrid]:
-    """A view of the classifier with a `FeatureGrid` for the first norm of its last block, and this grid."""
+def model_with_feature_grid(
+    classifier: MaskedClassifier, pixel_values: torch.Tensor
+) -> tuple[PreTrainedModel, FeatureGrid]:
+    """A view of the classifier with a `FeatureGrid` for the first norm of its last block, and this grid.
+
+    It is made for every call, because what is exchanged in the classifier does not reach an older view.
+    """
     model, family = classifier.classifier, classifier.token_family()
     blocks, name = family.block_list(model), family.norms[0]
-    grid = FeatureGrid(blocks[-1].get_submodule(name), classifier.num_prefix_tokens)
+    grid = FeatureGrid(
+        blocks[-1].get_submodule(name), classifier.num_prefix_tokens, classifier.patch_grid(pixel_values)
+    )
     return with_submodule(model, f"{family.blocks_path(model)}.{len(blocks) - 1}.{name}", grid), grid
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
+from ..keyed_random import KeyedGenerator
 from ..masking import MaskedClassifier
 from ..targets import target_logits
+from ..vision_families import on_tokens
 from .registry import Method, register
 
 
@@ -67,24 +69,64 @@ def walk(classifier: MaskedClassifier, tokens: torch.Tensor, rules: Rules) -> tu
     for block in family.block_list(model):
         norms: list[Any] = [block.get_submodule(name) for name in family.norms]
         scales: list[Any] = [block.get_submodule(name).lambda1 for name in family.layer_scales or ()] or [None, None]
-        x, probabilities = _attention(rules, block.attention, rules.norm(norms[0], tokens))
+        x, probabilities = _attention(rules, block.attention, _norm(rules, norms[0], tokens))
         attentions.append(probabilities)
         tokens = rules.add(tokens, _scaled(rules, scales[0], x))
-        x = _mlp(rules, block.mlp, rules.norm(norms[1], tokens), family.gated_mlp(model.config))
+        x = _mlp(rules, block.mlp, _norm(rules, norms[1], tokens), family.gated_mlp(model.config))
         tokens = rules.add(tokens, _scaled(rules, scales[1], x))
-    tokens = rules.norm(model.base_model.layernorm, tokens)
+    tokens = _norm(rules, model.base_model.layernorm, tokens)
     return _head(rules, classifier, tokens), attentions
+
+
+def check_walk(classifier: MaskedClassifier) -> None:
+    """Raises ValueError where `walk` does not compute what the classifier computes, so that relevance would be wrong.
+
+    This is tried with random tokens: layers may have been exchanged or have hooks, or a subclass may compute otherwise.
+    """
+    classifier = classifier.in_float32()
+    family = classifier.token_family()  # raises where the model is no known vision transformer
+    num_tokens = family.num_prefix_tokens(classifier.config) + 4
+    generator = KeyedGenerator("tokens of LRP's check", 0, keys=torch.zeros(1, dtype=torch.int64))
+    tokens = generator.normal(num_tokens, classifier.config.hidden_size).to(classifier.device)
+    with torch.no_grad():
+        walked, _ = walk(classifier, tokens, Rules())
+        own = on_tokens(classifier.classifier)(tokens).logits
+    if not torch.allclose(walked, own, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+        raise ValueError(
+            f"LRP cannot explain this {type(classifier.classifier).__name__}: it computes other than a "
+            f"{classifier.config.model_type} model does; hooks or layers of its own would be left out"
+        )
+
+
+def _linear(rules: Rules, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return rules.linear(_plain(layer, nn.Linear), x)
+
+
+def _norm(rules: Rules, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return rules.norm(_plain(layer, nn.LayerNorm), x)
+
+
+def _plain(layer: Any, kind: Any) -> Any:
+    """A layer whose weights are all that it computes with; ValueError where it is wrapped, quantised or offloaded."""
+    if type(layer) is not kind:
+        raise ValueError(
+            f"LRP needs plain {kind.__name__} layers, got {type(layer).__module__}.{type(layer).__name__}; merge "
+            "adapters into the classifier first, with merge_and_unload(), and load it without quantisation"
+        )
+    if layer.weight.is_meta:
+        raise ValueError("LRP needs all weights in memory, but some are offloaded; load the classifier without")
+    return layer
 
 
 def _attention(rules: Rules, attention: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What attention adds to the tokens [B, T, D], and its probabilities [B, heads, T, T]."""
     query, key, value = (
-        rules.linear(layer, x).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        _linear(rules, layer, x).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     )  # [B, heads, T, D / heads]
     probabilities = rules.softmax(rules.product(query, key.transpose(-1, -2)), attention.scaling)
     mixed = rules.product(probabilities, value).transpose(1, 2).flatten(2)  # [B, T, D]
-    return rules.linear(attention.o_proj, mixed), probabilities
+    return _linear(rules, attention.o_proj, mixed), probabilities
 
 
 def _scaled(rules: Rules, scale: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
@@ -93,9 +135,9 @@ def _scaled(rules: Rules, scale: torch.Tensor | None, x: torch.Tensor) -> torch.
 
 def _mlp(rules: Rules, mlp: Any, x: torch.Tensor, gated: bool) -> torch.Tensor:
     if gated:
-        gate = rules.activation(mlp.act_fn, rules.linear(mlp.gate_proj, x))
-        return rules.linear(mlp.down_proj, rules.gate(gate, rules.linear(mlp.up_proj, x)))
-    return rules.linear(mlp.fc2, rules.activation(mlp.activation_fn, rules.linear(mlp.fc1, x)))
+        gate = rules.activation(mlp.act_fn, _linear(rules, mlp.gate_proj, x))
+        return _linear(rules, mlp.down_proj, rules.gate(gate, _linear(rules, mlp.up_proj, x)))
+    return _linear(rules, mlp.fc2, rules.activation(mlp.activation_fn, _linear(rules, mlp.fc1, x)))
 
 
 def _head(rules: Rules, classifier: MaskedClassifier, tokens: torch.Tensor) -> torch.Tensor:
@@ -105,12 +147,12 @@ def _head(rules: Rules, classifier: MaskedClassifier, tokens: torch.Tensor) -> t
     if family.pools_patches:
         ((layer, place),) = heads
         pooled = rules.mean(tokens[:, classifier.num_prefix_tokens :])
-        return rules.linear(layer, torch.cat([tokens[:, place], pooled], dim=1))
+        return _linear(rules, layer, torch.cat([tokens[:, place], pooled], dim=1))
     if len(heads) == 1:
         ((layer, place),) = heads
-        return rules.linear(layer, tokens[:, place])
+        return _linear(rules, layer, tokens[:, place])
     share = torch.tensor(1 / len(heads))
-    first, second = (rules.scale(share, rules.linear(layer, tokens[:, place])) for layer, place in heads)
+    first, second = (rules.scale(share, _linear(rules, layer, tokens[:, place])) for layer, place in heads)
     return rules.add(first, second)
 
 
@@ -227,7 +269,7 @@ def lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
     A layer's factor in the rollout is I + the mean over heads of (gradient * relevance)+. As published, CLS's row of
     the rollout is the map, even where the head also averages the patches (DINOv2).
     """
-    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
+    check_walk(classifier)
     rules = _BeyondAttentionRules()
 
     def attribute(pixel_values, targets):
@@ -276,7 +318,7 @@ class _ConservativeRules(Rules):
 @register("conservative_lrp", title="Cons. LRP", needs="gradients", source="Ali et al., 2022")
 def conservative_lrp(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """Conservative propagation: gradient times input at the embedded tokens; attention, norms, gates are constants."""
-    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
+    check_walk(classifier)
 
     def attribute(pixel_values, targets):
         return conservative_relevance(classifier, pixel_values, targets)[:, classifier.num_prefix_tokens :]

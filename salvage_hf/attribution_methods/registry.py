@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from ..keyed_random import checked_seed
 from ..masking import MaskedClassifier
 from ..targets import check_targets
+from ..tensors import one_of, whole_numbers
 
 #: (pixel_values [B, C, H, W], targets int64 [B]) -> attributions float32 [B, N]; on the classifier's device.
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -32,6 +34,9 @@ class MethodInfo:
 
 REGISTRY: dict[str, MethodInfo] = {}
 
+#: What methods ask for that half precision would round away; they are given the classifier in float32.
+_NEED_FLOAT32 = ("gradients", "activations")
+
 
 def register(name: str, *, title: str, needs: str, source: str):
     """Decorator: adds a function `(classifier, seed, **options) -> Method` to the registry."""
@@ -53,22 +58,37 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
         options: further arguments of the method (`explainer=` for "salvage", `budget=` for "rise").
 
     Returns:
-        The method; it raises ValueError where `targets` are not one class per image, or images are not whole patches.
+        The method. It raises ValueError where `targets` are not one class per image, or images are not what
+        `MaskedClassifier.as_input` takes. What is exchanged in the classifier later counts from then on.
+
+    Raises:
+        TypeError: where an option is none of the method's.
+        ValueError: where there is no such method, or it does not suit the classifier.
     """
-    if name not in REGISTRY:
-        raise ValueError(f"no attribution method {name!r}; there are {', '.join(sorted(REGISTRY))}")
-    method = REGISTRY[name].build(classifier=classifier, seed=seed, **options)
+    one_of("name", name, sorted(REGISTRY))
+    seed = checked_seed(seed)
+    if not isinstance(classifier, MaskedClassifier):
+        raise TypeError(f"classifier must be a MaskedClassifier, got {type(classifier).__name__}")
+    method = REGISTRY[name]
+    function = method.build(classifier=classifier, seed=seed, **options)
 
     def attribute(pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if targets.shape != pixel_values.shape[:1]:
-            raise ValueError(
-                f"targets must be one class per image, [{len(pixel_values)}], got shape {list(targets.shape)}"
-            )
-        check_targets(targets, classifier.num_labels)
-        classifier.patch_grid(pixel_values)  # raises where a method would ignore pixels beyond the last whole patch
-        return method(pixel_values.to(classifier.device), targets.to(classifier.device)).float()
+        precise = classifier.in_float32() if method.needs in _NEED_FLOAT32 else classifier
+        attribution = function
+        if precise is not classifier:  # for every call, because what is exchanged in the classifier counts from then on
+            attribution = method.build(classifier=precise, seed=seed, **options)
+        with torch.inference_mode(False):  # whose tensors have no gradients
+            pixel_values = _with_gradients(precise.as_input(pixel_values))
+            targets = _with_gradients(whole_numbers("targets", targets, "B", B=len(pixel_values)))
+            check_targets(targets, classifier.num_labels)
+            return attribution(pixel_values, targets.to(classifier.device)).detach().float()
 
     return attribute
+
+
+def _with_gradients(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that autograd can use, also where it was made under `torch.inference_mode`."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def patch_sums(pixel_map: torch.Tensor, patch_size: int) -> torch.Tensor:

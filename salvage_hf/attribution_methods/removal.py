@@ -59,7 +59,7 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
     """
     from sklearn.cluster import AgglomerativeClustering
 
-    model, grid = model_with_feature_grid(classifier)
+    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
 
     def masks_of(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Feature maps [D, rows, columns] -> masks [masks, H, W]."""
@@ -76,7 +76,7 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
-        grid.grid_size = classifier.patch_grid(pixel_values)
+        model, grid = model_with_feature_grid(classifier, pixel_values)
         features, logits = features_of(model, grid, pixel_values)
         whole = target_probability(activation(logits)[:, None], targets)[:, 0]
         keys, maps = image_keys(pixel_values), []

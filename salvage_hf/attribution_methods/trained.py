@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
-from ..masking import MaskedClassifier
+from ..masking import MaskedClassifier, check_provenance
+from ..modeling import SalvageConfig, SalvageModel
 from ..objectives import OBJECTIVES, Objective, additive_efficient
+from ..pretrained import check_finite, load_model
 from ..targets import target_attributions
 from .registry import Method, register
 
@@ -14,12 +16,14 @@ from .registry import Method, register
 def method_of(name: str, objective: Objective):
     """The attribution method of the explainers of one objective, for the registry."""
 
-    def build(classifier: MaskedClassifier, explainer, seed: int = 0) -> Method:
-        model = load_explainer(explainer, name, classifier)
+    def build(
+        classifier: MaskedClassifier, explainer=None, seed: int = 0, allow_other_classifier: bool = False
+    ) -> Method:
+        model = load_explainer(explainer, name, classifier, allow_other_classifier)
 
         @torch.no_grad()
         def attribute(pixel_values, targets):
-            values = model(pixel_values).attributions
+            values = model(pixel_values.to(model.dtype)).attributions
             if objective.normalised:
                 ends = torch.tensor([False, True], device=values.device)[:, None]
                 ends = ends.expand(len(values), -1, values.shape[1])  # [B, 2, N]
@@ -40,6 +44,7 @@ def method_of(name: str, objective: Objective):
         explainer: a `SalvageModel` trained with `--objective {name}`, its folder or its name on the Hub; moved to the
             classifier's device, in eval mode.
         seed: not used.
+        allow_other_classifier: whether an explainer of another classifier is a warning, and not an error.
     """
     return build
 
@@ -48,30 +53,46 @@ for _name, _objective in OBJECTIVES.items():
     register(_name, title=_objective.title, needs="explainer", source=_objective.source)(method_of(_name, _objective))
 
 
-def load_explainer(explainer, objective: str, classifier: MaskedClassifier):
+def load_explainer(
+    explainer, objective: str, classifier: MaskedClassifier, allow_other_classifier: bool = False
+) -> SalvageModel:
     """An explainer, ready to explain a classifier.
 
     Args:
         explainer: a `SalvageModel`, its folder or its name on the Hub.
         objective: the name of the objective that it must have been trained by.
-        classifier: the classifier; the explainer must have its labels.
+        classifier: the classifier; the explainer must have its labels, and have been trained for it.
+        allow_other_classifier: whether an explainer of another classifier (weights, config, masking or image processor)
+            is a warning, and not an error.
 
     Raises:
-        ValueError: where it was trained by another objective, or for other labels.
+        TypeError: where `explainer` is no explainer.
+        ValueError: where it was trained by another objective, for other labels or for another classifier, where it has
+            other patches, or where weights are missing or not finite.
     """
     if isinstance(explainer, (str, Path)):
-        explainer = AutoModel.from_pretrained(explainer, dtype=torch.float32)
-    if explainer.config.objective != objective:
-        raise ValueError(
-            f"explainer was trained by the objective {explainer.config.objective!r}, "
-            f"the method needs one by {objective!r}"
+        explainer = load_model(AutoModel, str(explainer), dtype=torch.float32)
+    # Not by `isinstance`: a model loaded with the code of its repository has a class of its own.
+    if getattr(getattr(explainer, "config", None), "model_type", None) != SalvageConfig.model_type:
+        raise TypeError(
+            f"explainer must be a SalvageModel, its folder or its name on the Hub, got {type(explainer).__name__}"
         )
-    if explainer.config.paired_values != OBJECTIVES[objective].paired_values:
+    check_finite(explainer, "explainer")
+    config = explainer.config
+    if config.objective != objective:
         raise ValueError(
-            f"explainer has paired_values={explainer.config.paired_values}, which the objective {objective!r} does not "
-            "give: its config does not state what it was trained by"
+            f"explainer was trained by the objective {config.objective!r}, the method needs one by {objective!r}"
         )
-    theirs, ours = explainer.config.id2label, classifier.config.id2label
+    if config.paired_values != OBJECTIVES[objective].paired_values:
+        raise ValueError(
+            f"explainer has paired_values={config.paired_values}, which the objective {objective!r} does not give: its "
+            "config does not state what it was trained by"
+        )
+    theirs, ours = config.id2label, classifier.config.id2label
     if theirs != ours:
         raise ValueError(f"explainer has the labels {list(theirs.values())}, the classifier {list(ours.values())}")
+    if (patch_size := config.backbone_config.patch_size) != classifier.patch_size:
+        raise ValueError(f"explainer has patches of {patch_size} pixels, the classifier of {classifier.patch_size}")
+    stated = getattr(config, "explained_classifier", None)  # older code does not have it
+    check_provenance(stated, classifier, allow_other_classifier)
     return explainer.to(classifier.device).eval()

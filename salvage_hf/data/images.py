@@ -1,5 +1,6 @@
 """Images as a classifier takes them, with their labels, random views and annotated regions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from PIL import ImageOps
 from ..files import digest
 from ..keyed_random import KeyedGenerator
 from .labels import translated_labels
-from .loading import image_names, open_image
+from .loading import image_name, image_names
+from .pictures import open_image
+from .processors import process
 from .regions import mask_paths, read_mask
 
 
@@ -28,7 +31,11 @@ class ProcessedImages(torch.utils.data.Dataset):
         num_views: items per image: the image itself, then random views of it (`random_view`). Item i is view i // I of
             image i % I, where I is the number of images; it is the same view each time, so its features can be kept.
         seed: seed of the random views.
-        mask_dir: a folder in which CLASS/NAME.png shows the annotated region of the image CLASS/NAME.* in white.
+        mask_dir: a folder in which CLASS/NAME.png shows the annotated region of the image CLASS/NAME.* (`read_mask`).
+        pixel_range: the range of the values of images with more than 8 bits, as in `open_image`.
+
+    Raises:
+        ValueError: for an item whose image or mask cannot be read or processed; the message names it.
     """
 
     def __init__(
@@ -41,8 +48,11 @@ class ProcessedImages(torch.utils.data.Dataset):
         num_views: int = 1,
         seed: int = 0,
         mask_dir: str | None = None,
+        pixel_range: Sequence[float] | None = None,
     ):
-        self.images, self.processor, self.image_column = dataset, processor, image_column
+        # Without its other columns, because `datasets` would decode those that hold images, in any format.
+        self.images, self.processor, self.image_column = dataset.select_columns(image_column), processor, image_column
+        self.pixel_range = pixel_range
         self.num_views, self.seed = num_views, seed
         self.labels = None if config is None else translated_labels(dataset, label_column, config)
         self.masks = None if mask_dir is None else mask_paths(mask_dir, image_names(dataset, image_column))
@@ -51,24 +61,34 @@ class ProcessedImages(torch.utils.data.Dataset):
         return len(self.images) * self.num_views
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        image_of_item = [index % len(self.images) for index in indices]
-        pictures = [open_image(image) for image in self.images[image_of_item][self.image_column]]
+        stored = self.images[[index % len(self.images) for index in indices]][self.image_column]
+        draws: list[list[float]] = [[]] * len(indices)
         if self.num_views > 1:
             draws = KeyedGenerator("random views", self.seed, keys=torch.tensor(indices)).uniform(4).tolist()
-            pictures = [
-                picture if index < len(self.images) else random_view(picture, *numbers)
-                for picture, index, numbers in zip(pictures, indices, draws, strict=True)
-            ]
-        pixel_values = self.processor(pictures, return_tensors="pt")["pixel_values"]
-        items: list[dict[str, Any]] = []
-        for pixels, index, image in zip(pixel_values, indices, image_of_item, strict=True):
-            item = {"pixel_values": pixels, "ids": index}
-            if self.labels is not None:
-                item["labels"] = self.labels[image]
-            if self.masks is not None:
-                item["masks"] = read_mask(self.masks[image], self.processor, *pixels.shape[-2:])
-            items.append(item)
+        # One by one, because a batch of large photographs would not fit into memory.
+        items = [self._item(*parts) for parts in zip(indices, stored, draws, strict=True)]
+        if len(sizes := {tuple(item["pixel_values"].shape) for item in items}) > 1:
+            raise ValueError(f"the image processor {type(self.processor).__name__} gives images of sizes {sizes}")
         return items
+
+    def _item(self, index: int, stored: dict[str, Any], draws: list[float]) -> dict[str, Any]:
+        number = index % len(self.images)
+        name = image_name(stored, number)
+        picture = open_image(stored, self.pixel_range, name)
+        size = picture.size
+        if index >= len(self.images):
+            picture = random_view(picture, *draws)
+        try:
+            pixel_values = process(self.processor, [picture])[0]
+        except ValueError as error:
+            raise ValueError(f"image {name!r}: {error}") from error
+        item = {"pixel_values": pixel_values, "ids": index}
+        if self.labels is not None:
+            item["labels"] = self.labels[number]
+        if self.masks is not None:
+            height, width = pixel_values.shape[-2:]
+            item["masks"] = read_mask(self.masks[number], self.processor, (height, width), size)
+        return item
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
@@ -89,10 +109,14 @@ def random_view(picture: PILImage.Image, size: float, x: float, y: float, mirror
 
 
 def content_digest(images: ProcessedImages, indices: list[int]) -> str:
-    """A digest of the files of some images and of their masks; one file is in memory at a time."""
+    """A digest of the files of some images, of their masks and of the range of their values.
+
+    One file is in memory at a time.
+    """
     files = []
     for index in indices:
         image = images.images[index][images.image_column]
         files.append(digest(image["bytes"] or Path(image["path"]).read_bytes()))
     masks = [digest(images.masks[index].read_bytes()) for index in indices] if images.masks else []
-    return digest(*files, *masks)
+    ranges = [] if images.pixel_range is None else [str(tuple(images.pixel_range))]
+    return digest(*files, *masks, *ranges)

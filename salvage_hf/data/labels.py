@@ -2,10 +2,12 @@
 
 import logging
 import re
+from collections import Counter
 
 from datasets import ClassLabel, Dataset
 
 from ..targets import label_names, target_names
+from .folders import listed
 
 logger = logging.getLogger(__name__)
 
@@ -13,8 +15,9 @@ logger = logging.getLogger(__name__)
 def match_labels(names: list[str], config) -> list[int]:
     """For each label of a data set, the label of the classifier.
 
-    Names are compared without case, underscores and a leading WordNet id ("n01440764_tench" is "tench").
-    Classifiers whose labels have no names (LABEL_0, ...) keep the data set's order.
+    Names are compared without case, underscores and a leading WordNet id ("n01440764_tench" is "tench"); names that are
+    numbers ("3", "03", "LABEL_3", "class_3") by their value. Where the classifier's labels have no names (LABEL_0, ...)
+    and the data set's are no numbers, the order is all there is: it is taken, with a warning that shows it.
 
     Args:
         names: label names of the data set, in its order.
@@ -26,26 +29,41 @@ def match_labels(names: list[str], config) -> list[int]:
     Raises:
         ValueError: where a name has no or several counterparts.
     """
-    wanted = [_plain(name) for name in label_names(config)]
+    plain, wanted = [_plain(name) for name in names], [_plain(name) for name in label_names(config)]
     unnamed = all(re.fullmatch(r"label \d+", name) for name in wanted)
-    num_classes = max(config.num_labels, 2)
-    if unnamed and len(names) == num_classes:
-        return list(range(num_classes))
-    plain = [_plain(name) for name in names]
-    if config.num_labels == 1 and len(plain) <= 2 and plain.count(wanted[0]) == 1:
-        return [int(name == wanted[0]) for name in plain]
-    matches = [[index for index, label in enumerate(wanted) if label == name] for name in plain]
-    wrong = [name for name, found in zip(names, matches, strict=True) if len(found) != 1]
-    if wrong or len(set(plain)) != len(plain):
-        raise ValueError(
-            f"labels of the data set cannot be matched to the classifier's: {wrong or names} against "
-            f"{list(config.id2label.values())}; rename them, or train with target='predicted', which needs no labels"
-        )
-    return [found[0] for found in matches]
+    if config.num_labels == 1:
+        if not unnamed and len(plain) <= 2 and plain.count(wanted[0]) == 1:
+            return [int(name == wanted[0]) for name in plain]
+        if unnamed:
+            wanted = ["0", "1"]  # the label is absent or present
+    numbers = [_number(name) for name in plain]
+    by_name, by_number = _counterparts(plain, wanted), _counterparts(numbers, [_number(name) for name in wanted])
+    for matches in (by_name, by_number):
+        if None not in matches:
+            return [match for match in matches if match is not None]
+    if unnamed and None in numbers and len(names) == len(wanted):
+        classes = target_names(label_names(config))
+        pairs = listed([f"{name} -> {label}" for name, label in zip(names, classes, strict=True)])
+        logger.warning("The classifier's labels have no names; the data set's are taken in their order: %s", pairs)
+        return list(range(len(names)))
+    closest = min(by_name, by_number, key=lambda matches: matches.count(None))
+    wrong = [name for name, match in zip(names, closest, strict=True) if match is None]
+    ours, theirs = (listed([repr(name) for name in list_of_names]) for list_of_names in (wrong, label_names(config)))
+    raise ValueError(
+        f"labels of the data set cannot be matched to the classifier's: [{ours}] against [{theirs}]; rename them, or "
+        "train with target='predicted', which needs no labels"
+    )
 
 
 def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
-    """The classifier's label of every image; raises ValueError where a label is not one of the classifier's."""
+    """The classifier's label of every image.
+
+    Names of labels (of a `ClassLabel`) are translated by `match_labels`. A column of plain integers has no names: they
+    are taken for the classifier's own labels.
+
+    Raises:
+        ValueError: where there is no such column, or a label is not one of the classifier's.
+    """
     if column not in dataset.column_names:
         raise ValueError(f"no column {column!r} in the data set, its columns are {dataset.column_names}")
     feature, values = dataset.features[column], dataset[column]
@@ -63,6 +81,20 @@ def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
 def _plain(name: str) -> str:
     """A name in the form in which names are compared."""
     return re.sub(r"^n\d{8}[_ ]", "", str(name)).replace("_", " ").strip().lower()
+
+
+def _number(plain_name: str) -> int | None:
+    """The value of a name that is a number; None for other names."""
+    number = re.fullmatch(r"(?:(?:label|class)[ -]?)?([0-9]+)", plain_name)
+    return int(number[1]) if number else None
+
+
+def _counterparts(names: list, wanted: list) -> list[int | None]:
+    """The index in `wanted` of every name; None where it or the name itself is not there exactly once."""
+    index, number_wanted, number_own = {name: i for i, name in enumerate(wanted)}, Counter(wanted), Counter(names)
+    return [
+        index[name] if name is not None and number_wanted[name] == number_own[name] == 1 else None for name in names
+    ]
 
 
 def _check_range(values, num_classes: int, column: str) -> None:

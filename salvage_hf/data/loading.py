@@ -1,17 +1,23 @@
 """Images from the Hub or a folder; every file is opened once, so that broken ones show before any work begins."""
 
-import glob
 import logging
-from io import BytesIO
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, Image, load_dataset
-from PIL import Image as PILImage
-from PIL import ImageOps
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from tqdm.auto import tqdm
+
+from .folders import find_images, listed
+from .pictures import check_pixel_range, open_image, why_unreadable
+
+__all__ = ["image_name", "image_names", "load_images", "open_image"]
 
 logger = logging.getLogger(__name__)
+
+#: How many images are opened at a time while they are checked; each may take some 700 MB for a moment.
+CHECK_THREADS = 4
 
 
 def load_images(
@@ -20,85 +26,102 @@ def load_images(
     split: str = "train",
     image_column: str = "image",
     on_bad_image: str = "refuse",
+    pixel_range: Sequence[float] | None = None,
 ) -> Dataset:
     """Loads a split of images, undecoded, after it has opened every file once.
 
     Args:
         dataset_name: a data set on the Hub.
-        folder: in its place, a folder with one sub-folder per class.
+        folder: in its place, a folder with one sub-folder per class (`find_images` has the rules).
         split: the split of `dataset_name`.
         image_column: the column of the images.
         on_bad_image: "refuse" raises ValueError where an image cannot be read, "skip" leaves it out; both name it.
+        pixel_range: the range of the values of images with more than 8 bits, as in `open_image`.
+
+    Returns:
+        The images as dicts of "bytes" and "path", with the other columns of the data set. A folder gives the columns
+        "image" and "label", sorted by path; "image" alone where it has no sub-folders.
+
+    Raises:
+        ValueError: where an argument is wrong, the data set cannot be loaded, or an image cannot be read.
     """
     if (dataset_name is None) == (folder is None):
         raise ValueError(f"give either dataset_name or folder, got {dataset_name!r} and {folder!r}")
     if on_bad_image not in ("refuse", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r} is neither 'refuse' nor 'skip'")
-    if folder is not None:
-        if not folder or not Path(folder).is_dir():  # "" would mean the working directory
-            raise ValueError(f"{folder!r} is not a folder")
-        try:
-            # With data_dir, datasets would sort files into splits by words in their names ("..._val_12.jpg").
-            files = {"train": f"{glob.escape(str(Path(folder).resolve()))}/**"}
-            # With a single class, `datasets` would drop the label. Hidden files do not count: it ignores them.
-            entries = [entry for entry in Path(folder).iterdir() if not entry.name.startswith(".")]
-            drop_labels = False if [entry.is_dir() for entry in entries] == [True] else None
-            dataset = load_dataset("imagefolder", data_files=files, split="train", drop_labels=drop_labels)
-        except Exception as error:
-            # `datasets` raises several types of exception for a folder without images
-            raise ValueError(f"no images found in {folder!r}: expected one sub-folder per class ({error})") from error
-    else:
-        dataset = load_dataset(dataset_name, split=split)
+    check_pixel_range(pixel_range)
+    dataset = _from_hub(dataset_name, split) if folder is None else _from_folder(folder)
+    source = f"data set {dataset_name or folder!r}"
     if image_column not in dataset.column_names:
         raise ValueError(f"no column {image_column!r} in the data set, its columns are {dataset.column_names}")
     if len(dataset) == 0:
-        raise ValueError(f"the data set {dataset_name or folder!r} has no images")
-    dataset = dataset.cast_column(image_column, Image(decode=False))
-    broken = dataset.map(
-        _why_unreadable, fn_kwargs={"column": image_column}, remove_columns=dataset.column_names, desc="Checking images"
-    )
-    bad = {index: reason for index, reason in enumerate(broken["unreadable"]) if reason}
+        raise ValueError(f"the {source} has no images")
+    try:
+        dataset = dataset.cast_column(image_column, Image(decode=False))
+    except Exception as error:  # `datasets` and pyarrow raise several types of exception
+        feature = dataset.features[image_column]
+        raise ValueError(f"column {image_column!r} of the {source} holds no images, but {feature}") from error
+    bad = _unreadable(dataset, image_column, pixel_range)
     if bad:
-        all_names = image_names(dataset, image_column)
-        names = [f"{all_names[index]} ({reason})" for index, reason in bad.items()]
-        message = f"{len(bad)} of {len(dataset)} images cannot be read: {'; '.join(names[:20])}"
+        message = f"{len(bad)} of {len(dataset)} images cannot be read: {listed(bad.values(), separator='; ')}"
         if on_bad_image == "refuse":
             raise ValueError(f"{message}. Remove them, or leave them out with on_bad_image='skip'.")
         logger.warning("%s. Left out.", message)
-        dataset = dataset.select([i for i in range(len(dataset)) if i not in bad])
+        dataset = dataset.select([index for index in range(len(dataset)) if index not in bad])
         if len(dataset) == 0:
-            raise ValueError(f"the data set {dataset_name or folder!r} has no readable image")
+            raise ValueError(f"the {source} has no readable image")
     return dataset
 
 
-def _why_unreadable(example: dict, column: str) -> dict[str, str]:
+def _from_hub(name: str | None, split: str) -> Dataset:
     try:
-        open_image(example[column])
-    except Exception as error:  # Pillow raises many types of error
-        return {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return {"unreadable": ""}
+        return load_dataset(name, split=split)
+    except Exception as error:  # `datasets` and what it uses raise many types of exception
+        causes: list[BaseException] = [
+            error
+        ]  # `datasets` hides the cause in a general "error occurred while generating the dataset"
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        reasons = dict.fromkeys(" ".join(f"{type(cause).__name__}: {cause}".split()) for cause in causes)
+        raise ValueError(f"the split {split!r} of {name!r} cannot be loaded: {'; '.join(reasons)}") from error
 
 
-def open_image(image: dict[str, Any] | str | Path) -> PILImage.Image:
-    """An RGB picture from an undecoded value of a `datasets` image column, or from a file."""
-    source = image if not isinstance(image, dict) else BytesIO(image["bytes"]) if image["bytes"] else image["path"]
-    if source is None:
-        raise ValueError("the image is missing")
-    with PILImage.open(source) as opened:
-        picture = ImageOps.exif_transpose(opened)
-    if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"pixels from {values.min()} to {values.max()}; images of 8 or 16 bits are needed")
-        picture = PILImage.fromarray((values // 257).astype(np.uint8))
-    elif picture.mode == "F":
-        raise ValueError("floating-point pixels; images of 8 or 16 bits are needed")
-    return picture.convert("RGB")
+def _from_folder(folder: str) -> Dataset:
+    if not folder or not Path(folder).is_dir():  # "" would mean the working directory
+        raise ValueError(f"{folder!r} is not a folder")
+    paths, classes = find_images(folder)
+    columns: dict[str, list[Any]] = {"image": paths}
+    features = Features({"image": Image(decode=False)})
+    if classes is not None:
+        features["label"] = ClassLabel(names=sorted(set(classes)))
+        columns["label"] = classes
+    return Dataset.from_dict(columns, features=features)
+
+
+def _unreadable(dataset: Dataset, column: str, pixel_range: Sequence[float] | None) -> dict[int, str]:
+    """The images that cannot be read: index -> name and reason. Nothing is kept, because files may change or be mended.
+
+    Pillow decodes outside of Python's lock, so that threads suffice.
+    """
+
+    bad = {}
+    dataset = dataset.select_columns(column)  # `datasets` would decode other columns of images, in any format
+    with ThreadPoolExecutor(CHECK_THREADS) as threads, tqdm(desc="Checking images", total=len(dataset)) as bar:
+        for start in range(0, len(dataset), 64):
+            images = dataset[start : start + 64][column]
+            reasons = threads.map(lambda image: why_unreadable(image, pixel_range), images)
+            for index, (image, reason) in enumerate(zip(images, reasons, strict=True), start):
+                if reason:
+                    bad[index] = f"{image_name(image, index)} ({reason})"
+                bar.update()
+    return bad
+
+
+def image_name(image: dict[str, Any] | None, index: int) -> str:
+    """The name of an image in messages and results: "folder/file" where it has a path, otherwise its index."""
+    return "/".join(Path(image["path"]).parts[-2:]) if image and image["path"] else str(index)
 
 
 def image_names(dataset: Dataset, image_column: str = "image") -> list[str]:
-    """A name for every image: "folder/file" where it has a path, otherwise its index."""
-    return [
-        "/".join(Path(image["path"]).parts[-2:]) if image and image["path"] else str(index)
-        for index, image in enumerate(dataset[image_column])
-    ]
+    """The names of all images, as `image_name` gives them."""
+    return [image_name(image, index) for index, image in enumerate(dataset[image_column])]

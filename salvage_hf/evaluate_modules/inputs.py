@@ -1,6 +1,6 @@
 """Checks what users give to the metrics, and converts it for the computation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,36 +8,49 @@ import numpy as np
 import torch
 
 from .. import localization
-from ..masking import MaskedClassifier, ValueFunction, as_value_function
-from ..targets import check_targets
+from ..tensors import described, is_dense, reals
 
 
-def check_one_per_image(num_images: int, **arguments: Any) -> None:
-    """Raises ValueError where an argument that is not None does not hold one item per image."""
-    for name, values in arguments.items():
-        if values is not None and len(values) != num_images:
-            raise ValueError(f"{name}: {len(values)} items for {num_images} predictions; one per image is needed")
+def check_one_per_image(name: str, values: Any, num_images: int) -> None:
+    """Raises ValueError where an argument is no tensor, array or list with one item per image."""
+    if isinstance(values, (torch.Tensor, np.ndarray)):
+        has_items = values.ndim > 0 and (isinstance(values, np.ndarray) or is_dense(values))
+    else:
+        has_items = isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+    if not has_items:
+        raise ValueError(f"{name} must be a tensor, an array or a list, one item per image, got {described(values)}")
+    if len(values) != num_images:
+        raise ValueError(f"{name}: {len(values)} items for {num_images} predictions; one per image is needed")
 
 
 def patch_maps(predictions: list) -> torch.Tensor:
-    """Nested lists [B][N] -> float32 [B, N]; raises ValueError where lengths differ or values are not finite."""
+    """Nested lists [B][N] -> float64 [B, N]; raises ValueError where lengths differ, as in batches added one by one."""
     lengths = sorted({len(prediction) for prediction in predictions})
     if len(lengths) > 1:
         raise ValueError(f"predictions have different numbers of patches: {lengths}")
-    maps = torch.from_numpy(np.array(predictions, dtype=np.float32))
-    # The scores check this too, but per batch. Here the check comes before any forward, and images are counted over all
-    # batches.
-    bad = (~maps.isfinite()).any(dim=1).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"predictions are NaN or infinite for the images at {bad[:10]}")
+    return torch.tensor(predictions, dtype=torch.float64)
+
+
+def region_maps(predictions: Any) -> list[np.ndarray]:
+    """Patch maps [B, N] or pixel maps [B, H, W] -> one float64 array per image; in a list, sizes may differ.
+
+    Raises:
+        ValueError: where they are something else, empty, NaN or infinite.
+    """
+    if not isinstance(predictions, (list, tuple)) or not predictions:
+        return list(reals("predictions", predictions, "B N | B H W").cpu().numpy())
+    maps = [
+        reals(f"predictions[{index}]", prediction, "N | H W").cpu().numpy()
+        for index, prediction in enumerate(predictions)
+    ]
+    if len({values.ndim for values in maps}) > 1:
+        raise ValueError("predictions must be all patch maps [N] or all pixel maps [H, W], got both")
     return maps
 
 
 def pixel_map(prediction: list, mask: torch.Tensor, grid_size: tuple[int, int] | None, upsampling: str) -> torch.Tensor:
-    """A patch map [N] or pixel map [H, W], brought to the size of its mask, bool [H, W]."""
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise ValueError(f"masks must be boolean [H, W] for each image, got {mask.dtype} {tuple(mask.shape)}")
-    values = torch.from_numpy(np.array(prediction, dtype=np.float32))
+    """A patch map [N] or pixel map [H, W], brought to the size of its mask, bool [H, W]: float64 [H, W]."""
+    values = torch.tensor(prediction, dtype=torch.float64)
     if values.ndim == 2:
         if values.shape != mask.shape:
             raise ValueError(
@@ -50,42 +63,8 @@ def pixel_map(prediction: list, mask: torch.Tensor, grid_size: tuple[int, int] |
         if side**2 != len(values):
             raise ValueError(f"grid_size=(rows, columns) is needed: {len(values)} patches make no square")
         grid_size = (side, side)
-    rows, columns = grid_size
     height, width = mask.shape
-    return localization.upsample(values[None], (rows, columns), (height, width), upsampling)[0]
-
-
-def stacked(images: Any) -> torch.Tensor:
-    """Images [B, C, H, W] from a tensor, an array, or a list of either."""
-    if isinstance(images, (list, tuple)):
-        return torch.stack([torch.as_tensor(image) for image in images])
-    return torch.as_tensor(images)
-
-
-def value_function(model: Any, targets: torch.Tensor) -> MaskedClassifier | ValueFunction:
-    """v(S) from what a user gives as `model`; raises ValueError where targets are not among its classes.
-
-    A function shows its number of classes only in its answers, so these are checked instead.
-    """
-    v = as_value_function(model)
-    if isinstance(v, MaskedClassifier):
-        check_targets(targets, v.num_labels)
-        return v
-    return _with_checked_answers(v, targets)
-
-
-def _with_checked_answers(function: ValueFunction, targets: torch.Tensor) -> Callable[..., torch.Tensor]:
-    def v(pixel_values: torch.Tensor, subsets: torch.Tensor) -> torch.Tensor:
-        probabilities = function(pixel_values, subsets)
-        if probabilities.ndim != 3 or probabilities.shape[:2] != subsets.shape[:2]:
-            raise ValueError(
-                f"model must return probabilities [B, M, K] with B, M = {tuple(subsets.shape[:2])}, "
-                f"got shape {tuple(probabilities.shape)}"
-            )
-        check_targets(targets, probabilities.shape[-1])
-        return probabilities
-
-    return v
+    return localization.upsample(values[None], grid_size, (height, width), upsampling)[0]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import metrics
+from ..tensors import one_of
 
 _LOADING = "evaluate.loading"
 
@@ -60,9 +61,7 @@ def load_metric(name: str, **options: Any) -> Any:
     import evaluate  # takes seconds
 
     scripts = metric_scripts()
-    if name not in scripts:
-        raise ValueError(f"name={name!r} is no metric of this library; it has {', '.join(scripts)}")
-    return evaluate.load(str(scripts[name]), **options)
+    return evaluate.load(str(scripts[one_of("name", name, scripts)]), **options)
 
 
 def seed_module_cache() -> list[str]:

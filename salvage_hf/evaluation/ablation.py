@@ -1,22 +1,25 @@
 """The paper's ablations (section 5.4, appendix A.2): objective and sampling exchanged one at a time, over seeds."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from datasets import get_dataset_split_names
 
-from ..arguments import MAY_CHANGE, AtLeast, arg, check_arguments, names_with
-from ..files import check_writable, write_json
+from ..arguments import MAY_CHANGE, AtLeast, ImageArguments, arg, check_arguments, names_with
+from ..files import locked, write_json
+from ..logs import show_log
 from ..objectives import OBJECTIVES
 from ..training.checkpoints import checkpoints
 from ..training.explainer import ExplainerArguments, train_explainer
+from ..training.setup import PROCESS_TIMEOUT
 from .arguments import BenchmarkArguments
 from .benchmark import run_benchmark
-from .results import ARMS, Arm, earlier_ablation
+from .reading import earlier_ablation
+from .results import ARMS, Arm
 from .scores import SCORES
 from .tables import Cell, Table, percent
 
@@ -41,6 +44,10 @@ class AblationArguments:
 
     def __post_init__(self):
         check_arguments(self)  # fails before hours of training
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be one whole number or more from 0 on, each once, got {self.seeds}")
+        if self.vit_shapley_learning_rate is not None and self.vit_shapley_learning_rate <= 0:
+            raise ValueError(f"vit_shapley_learning_rate must be positive, got {self.vit_shapley_learning_rate}")
 
 
 def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
@@ -58,30 +65,38 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
 
     Raises:
         ValueError: where an argument is missing, or `output_dir` holds runs with other arguments, or runs that were
-            scored by another classifier or on other images.
+            scored by another classifier or on other images, or where another process writes to `output_dir`.
     """
     _check(shared)
-    check_writable(shared.output_dir)
-    folder, write = Path(shared.output_dir), Accelerator().is_main_process
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
+    show_log(accelerator.is_main_process)
+    with locked(shared.output_dir, "scripts/ablation.py"):
+        return _run_arms(args, shared, accelerator)
+
+
+def _run_arms(args: AblationArguments, shared: ExplainerArguments, accelerator: Accelerator) -> dict[str, Any]:
+    """`run_ablation` in a folder that no other process writes to."""
+    path, write = Path(shared.output_dir, "ablation.json"), accelerator.is_main_process
     settings = _settings(args, shared)
-    ablation = earlier_ablation(folder, settings)
+    ablation = earlier_ablation(path.parent, settings)
+    accelerator.wait_for_everyone()  # all processes have read before one writes
     if ablation is None:
         ablation = {"settings": settings, "arms": {}}
         if write:  # before training: a checkpoint alone does not show whether the steps have changed
-            write_json(folder / "ablation.json", ablation)
+            write_json(path, ablation)
     for seed in args.seeds:
         for name, arm in ARMS.items():
             if str(seed) in ablation["arms"].get(name, {}):
                 continue
-            run, scored_on = train_and_score(args, shared, folder / f"{name}-{seed}", arm, seed)
+            run, scored_on = train_and_score(args, shared, path.parent / f"{name}-{seed}", arm, seed)
             if (before := ablation.setdefault("scored_on", scored_on)) != scored_on:
                 raise ValueError(
-                    f"{str(folder / 'ablation.json')!r} holds runs on {before}, here {scored_on}: classifier or images "
-                    "have changed; give another output_dir"
+                    f"{str(path)!r} holds runs on {before}, here {scored_on}: classifier or images have changed; "
+                    "give another output_dir"
                 )
             ablation["arms"].setdefault(name, {})[str(seed)] = run
             if write:
-                write_json(folder / "ablation.json", ablation)
+                write_json(path, ablation)
     return ablation
 
 
@@ -135,19 +150,17 @@ def train_and_score(
             resume_from_checkpoint="latest" if checkpoints(folder) else None,
         )
     )
+    images = {item.name: getattr(shared, item.name) for item in fields(ImageArguments)}
+    images |= {"max_eval_samples": args.max_scored_samples}
+    images |= {"dataset_name": None} if shared.validation_dir else {}
     results = run_benchmark(
         BenchmarkArguments(
+            **images,
             model_name_or_path=shared.model_name_or_path,
             methods=[arm.objective],
             explainers=[f"{arm.objective}={folder / 'last'}"],
-            validation_dir=shared.validation_dir,
-            dataset_name=None if shared.validation_dir else shared.dataset_name,
-            max_eval_samples=args.max_scored_samples,
             masking=shared.masking,
             budget=args.budget,
-            image_column_name=shared.image_column_name,
-            label_column_name=shared.label_column_name,
-            on_bad_image=shared.on_bad_image,
             per_device_eval_batch_size=shared.per_device_eval_batch_size,
             output_dir=str(folder / "benchmark"),
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..arguments import PRIVATE, AtLeast, ImageArguments, arg, check_arguments
+from ..arguments import PRIVATE, AtLeast, AtMost, ImageArguments, arg, check_arguments
 from ..attribution_methods import REGISTRY
 from ..masking import STRATEGIES
 from ..objectives import OBJECTIVES
@@ -22,13 +22,18 @@ class BenchmarkArguments(ImageArguments):
         "Trained explainers for the methods of the same name, each OBJECTIVE=FOLDER, or OBJECTIVE=NAME of a model on "
         f"the Hub; objectives are {', '.join(OBJECTIVES)}.",
     )
+    allow_other_classifier: bool = arg(
+        False, "Go on, with a warning, where an explainer states that it was trained for another classifier."
+    )
     # Not a list of `Literal`, which HfArgumentParser does not read: the names are checked below.
     methods: list[str] = arg(
         ["salvage", "last_attention", "attention_rollout", "random"], f"Methods to compare: {', '.join(REGISTRY)}."
     )
     dataset_split: str = arg("validation", "The split of the data set on the Hub.")
     mask_dir: Annotated[str | None, PRIVATE] = arg(
-        None, "A folder in which CLASS/NAME.png shows the region of the image CLASS/NAME.* in white, for RRA and RMA."
+        None,
+        "A folder in which CLASS/NAME.png shows the region of the image CLASS/NAME.*, for RRA and RMA: white on black, "
+        "or numbers of objects by a palette of colours.",
     )
     max_rank_samples: Annotated[int | None, AtLeast(0)] = arg(
         None, "How many images, from the first on, get SRG, LIF and MIF; 0: none. All of them when not given."
@@ -45,22 +50,32 @@ class BenchmarkArguments(ImageArguments):
         None, "Forwards per image for the relative scores, in place of --n_masks."
     )
     per_device_eval_batch_size: Annotated[int, AtLeast(1)] = arg(32, "Images per batch and process.")
-    seed: int = arg(0, "The seed of everything random.")
+    seed: Annotated[int, AtLeast(0), AtMost(2**32 - 1)] = arg(0, "The seed of everything random.")
     output_dir: Annotated[str, PRIVATE] = arg(
         "outputs/benchmark", "The folder for results.json, and for the maps of every method in maps/."
     )
 
     def __post_init__(self):
+        check_arguments(self)
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path is needed: the classifier to explain")
+        if (self.dataset_name is None) == (self.validation_dir is None):
+            raise ValueError(
+                f"give either dataset_name or validation_dir, got {self.dataset_name!r} and {self.validation_dir!r}"
+            )
         if unknown := [name for name in self.methods if name not in REGISTRY]:
             raise ValueError(f"no attribution method {unknown[0]!r}; there are {', '.join(REGISTRY)}")
-        check_arguments(self)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must name one method or more, each once, got {self.methods}")
         if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
             raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
         folders = explainer_folders(self.explainers)
         if missing := [name for name in self.methods if name in OBJECTIVES and name not in folders]:
             raise ValueError(f"the method {missing[0]} needs an explainer: give explainers {missing[0]}=FOLDER")
+        if unused := [name for name in folders if name not in self.methods]:
+            raise ValueError(
+                f"explainers: {unused[0]} is not among the methods {', '.join(self.methods)}; add it there"
+            )
 
 
 def explainer_folders(explainers: list[str]) -> dict[str, str]:

@@ -2,25 +2,28 @@
 
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 
 from .. import attribution_methods
 from ..attribution_methods.trained import load_explainer
 from ..data.images import ProcessedImages, content_digest
 from ..data.loading import image_names, load_images
 from ..data.processors import to_pictures
-from ..files import check_writable, digest, fingerprint, write_json, write_tensors
+from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
+from ..logs import show_log
 from ..masking import MaskedClassifier
 from ..targets import label_names, predicted_targets, target_attributions
+from ..training.setup import PROCESS_TIMEOUT
 from .arguments import SAMPLING, BenchmarkArguments, explainer_folders
-from .results import earlier_results, method_entry
+from .reading import earlier_results
+from .results import method_entry
 from .scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -37,34 +40,42 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
 
     Raises:
         ValueError: where `output_dir` holds results of other images, settings or weights of the classifier, or where
-            an explainer was trained by another objective or for other labels.
+            an explainer was trained by another objective, for other labels or for another classifier, or where another
+            process writes to `output_dir`.
     """
-    check_writable(args.output_dir)
-    run = _BenchmarkRun(args)
-    run.load_explainers()
-    run.begin()
-    run.classify()
-    run.score()
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
+    show_log(accelerator.is_main_process)
+    with locked(args.output_dir, "scripts/benchmark.py"):
+        run = _BenchmarkRun(args, accelerator)
+        run.load_explainers()
+        run.begin()
+        run.classify()
+        run.score()
     return run.results
 
 
 class _BenchmarkRun:
     """A benchmark: the classifier, the images, the methods and the results so far."""
 
-    def __init__(self, args: BenchmarkArguments):
-        self.args, self.folder = args, Path(args.output_dir)
-        self.accelerator = accelerator = Accelerator()
+    def __init__(self, args: BenchmarkArguments, accelerator: Accelerator):
+        self.args, self.accelerator, self.folder = args, accelerator, Path(args.output_dir)
         with accelerator.main_process_first():
             # Only v(S) uses mixed precision: gradients in bfloat16 would make the methods that take them worse.
             self.v = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-            processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
             dataset = load_images(
-                args.dataset_name, args.validation_dir, args.dataset_split, args.image_column_name, args.on_bad_image
+                args.dataset_name,
+                args.validation_dir,
+                args.dataset_split,
+                args.image_column_name,
+                args.on_bad_image,
+                args.pixel_range,
             )
         columns = args.image_column_name, args.label_column_name
-        self.images = ProcessedImages(dataset, processor, self.v.config, *columns, mask_dir=args.mask_dir)
+        self.images = ProcessedImages(
+            dataset, self.v.processor, self.v.config, *columns, mask_dir=args.mask_dir, pixel_range=args.pixel_range
+        )
         assert self.images.labels is not None  # `ProcessedImages` was given the config
         self.labels: list[int] = self.images.labels
         self.names = image_names(dataset, args.image_column_name)
@@ -73,17 +84,16 @@ class _BenchmarkRun:
 
     def load_explainers(self) -> None:
         """Loads the explainers; raises ValueError where one does not fit, before anything is measured."""
-        folders = explainer_folders(self.args.explainers)
-        self.explainers = {
-            name: load_explainer(folder, name, self.v) for name, folder in folders.items() if name in self.args.methods
-        }
+        folders, allow = explainer_folders(self.args.explainers), self.args.allow_other_classifier
+        self.explainers = {name: load_explainer(folder, name, self.v, allow) for name, folder in folders.items()}
         budget = {"budget": self.args.sampling_budget}
         self.options: dict[str, dict[str, Any]] = {name: {} for name in self.args.methods}
-        self.options |= {name: {"explainer": explainer} for name, explainer in self.explainers.items()}
         self.options |= {name: budget for name in SAMPLING if name in self.args.methods}
         # results.json keeps this with a method, to recognise results of other options or other weights.
         self.made_with: dict[str, dict[str, Any]] = {**self.options}
-        self.made_with |= {name: {"weights": fingerprint(explainer)} for name, explainer in self.explainers.items()}
+        for name, explainer in self.explainers.items():
+            self.options[name] = {"explainer": explainer, "allow_other_classifier": allow}
+            self.made_with[name] = {"weights": fingerprint(explainer)}
 
     def begin(self) -> None:
         """Takes up the results of an earlier run, drops what no longer holds, and writes the example pictures."""
@@ -96,17 +106,15 @@ class _BenchmarkRun:
             "label_names": label_names(self.v.config),
             "grid_size": list(self.v.patch_grid(self.images[0]["pixel_values"][None])),
         }
-        earlier = earlier_results(self.folder, self.measured)
-        self.results = earlier or {**self.measured, **about, "methods": {}, "classification": {}}
+        earlier = earlier_results(self.folder, self.measured) or {"methods": {}, "classification": {}}
+        self.results: dict[str, Any] = {**earlier, **self.measured, **about}
         for name in self.args.methods:
             self._drop_outdated(name)
-        content = content_digest(self.images, list(range(len(self.images))))
-        if self.results["classification"].get("content") != content:
-            self.results["classification"] = {"content": content, "labels": self.labels}
-            self.results.pop("misclassified", None)
+        self._drop_other_predictions()
         self.accelerator.wait_for_everyone()  # all processes have read before one writes
         if self.accelerator.is_main_process:
             (self.folder / "maps").mkdir(exist_ok=True)
+            remove_leftovers(self.folder / "maps")
             pictures = self._pictures([self.chosen[position] for position in examples])
             write_tensors(self.folder / "examples.safetensors", {"pictures": pictures})
         self._write()
@@ -127,6 +135,7 @@ class _BenchmarkRun:
             "regions": args.mask_dir is not None,
             "content": content_digest(self.images, chosen),
             "seed": args.seed,
+            "salvage_hf": version("salvage-hf"),  # the methods and scores are its code
         }
 
     def _drop_outdated(self, name: str) -> None:
@@ -145,6 +154,14 @@ class _BenchmarkRun:
         logger.warning("%s is scored again: the explainer has other weights than before", name)
         del self.results["methods"][name]
 
+    def _drop_other_predictions(self) -> None:
+        """Removes earlier predictions if any image of the data set has other content, another name or another label."""
+        content = digest(content_digest(self.images, list(range(len(self.images)))), *self.names)
+        about = {"content": content, "labels": self.labels}
+        if {name: self.results["classification"].get(name) for name in about} != about:
+            self.results["classification"] = about
+            self.results.pop("misclassified", None)
+
     def classify(self) -> None:
         """Keeps what the classifier, and every explainer by itself (eq. 6), predict for all images."""
         weights = {"classifier": self.measured["settings"]["classifier"]}
@@ -154,10 +171,13 @@ class _BenchmarkRun:
             if classification.get(name, {}).get("weights") == weights[name]:
                 continue
             model = self.explainers.get(name, self.v.classifier)
-            predicted = predictions(self.accelerator, model, self.images, self.args.per_device_eval_batch_size, name)
-            classification[name] = {"weights": weights[name], "predictions": predicted}
+            batch_size = self.args.per_device_eval_batch_size
+            predicted = predictions(self.accelerator, model, self.images, self.names, batch_size, name)
             if name == "salvage" and self.accelerator.is_main_process:
+                if self.results.pop("misclassified", None):  # its file is about to change
+                    self._write()
                 self.results["misclassified"] = self._keep_misclassified(predicted)
+            classification[name] = {"weights": weights[name], "predictions": predicted}
             self._write()
 
     def score(self) -> None:
@@ -203,13 +223,24 @@ class _BenchmarkRun:
 
 @torch.no_grad()
 def predictions(
-    accelerator: Accelerator, model: torch.nn.Module, images: ProcessedImages, batch_size: int, name: str
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    images: ProcessedImages,
+    names: list[str],
+    batch_size: int,
+    title: str,
 ) -> list[int]:
-    """The class that a model predicts for each image, the same list in all processes; `name` labels the bar."""
+    """The class that a model predicts for each image, the same list in all processes; `title` labels the bar.
+
+    Raises:
+        ValueError: where the model answers NaN or infinity; it gives the names of the images.
+    """
     loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
     predicted = []
-    for batch in tqdm(loader, desc=f"Classifying: {name}", disable=not accelerator.is_main_process):
+    for batch in tqdm(loader, desc=f"Classifying: {title}", disable=not accelerator.is_main_process):
         logits = model(batch["pixel_values"]).logits
+        if bad := [names[index] for index in batch["ids"][~logits.isfinite().all(dim=1)].tolist()]:
+            raise ValueError(f"{title} answers NaN or infinity to {bad[:10]}: leave them out, or give another model")
         predicted.append(accelerator.gather_for_metrics(predicted_targets(logits)))
     return torch.cat(predicted).tolist()
 

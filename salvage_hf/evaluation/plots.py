@@ -1,8 +1,13 @@
-"""Pictures: maps over images, grids of them, and curves over subset sizes. Needs matplotlib (the extra "plots")."""
+"""Pictures: maps over images, grids of them, and curves over subset sizes. Needs matplotlib (the extra "plots").
+
+Labels are drawn as they are, by `parse_math=False`: matplotlib would read what stands between two "$" as a formula.
+"""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +19,19 @@ from ..data.processors import Box
 
 COLORMAP = matplotlib.colormaps["RdBu_r"]
 
+#: Pixels per inch of pictures in files.
+DPI = 110
+
+#: Width and height of a panel of curves, bars or a matrix in inches.
+_PANEL = 3.4, 3.0
+
+#: The formats of pictures in files, which are also the suffixes of their names.
+FORMATS = ("png", "jpg", "jpeg", "webp", "pdf", "svg")
+
+#: Stands in the EXIF data of the PNG, JPEG and WebP files that are made here, so that they are known again.
+_MARK = "salvage_hf"
+_EXIF_SOFTWARE = 0x0131  # the tag for the name of the program that made a picture
+
 
 def overlay(picture: Image.Image, attributions: np.ndarray, box: Box | None = None, limit: float | None = None):
     """A map over a picture, in the picture's size: red patches speak for the class, blue ones against it.
@@ -23,12 +41,18 @@ def overlay(picture: Image.Image, attributions: np.ndarray, box: Box | None = No
         attributions: [rows, columns], the map of one class.
         box: the part of the picture that the map covers, all of it when None; the rest is drawn pale.
         limit: the absolute value that is drawn in full colour; the map's own largest when None.
+
+    Raises:
+        ValueError: where a value of the map is NaN or infinite.
     """
+    if not np.isfinite(attributions).all():
+        raise ValueError("attributions have values that are NaN or infinite")
     left, top, right, bottom = box or (0, 0, *picture.size)
+    size = max(1, right - left), max(1, bottom - top)  # the box of a thin picture may be less than a pixel wide
     limit = limit or float(np.abs(attributions).max()) or 1.0
     grid = Image.fromarray((attributions / limit).clip(-1, 1).astype(np.float32))
     canvas = Image.new("F", picture.size, float("nan"))
-    canvas.paste(grid.resize((right - left, bottom - top), Image.Resampling.BILINEAR), (left, top))
+    canvas.paste(grid.resize(size, Image.Resampling.BILINEAR), (left, top))
     values = np.asarray(canvas)
     inside = ~np.isnan(values)[..., None]
     values = np.nan_to_num(values)
@@ -39,17 +63,19 @@ def overlay(picture: Image.Image, attributions: np.ndarray, box: Box | None = No
 
 
 def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float = 2.2) -> Figure:
-    """Rows of (title, picture); `width` is that of a picture in inches."""
+    """Rows of (title, picture); `width` is that of a picture in inches. Tall pictures are drawn narrower."""
     columns = max(len(row) for row in rows)
-    heights = [max(picture.height / picture.width for _, picture in row) for row in rows]
-    figure = Figure(figsize=(width * columns, sum(width * h + 0.3 for h in heights)), layout="constrained")
+    heights = [min(3.0, max(picture.height / picture.width for _, picture in row)) for row in rows]
+    lines = [max(_drawable(title, width).count("\n") + 1 for title, _ in row) for row in rows]
+    height = sum(width * h + 0.15 * (1 + n) for h, n in zip(heights, lines, strict=True))
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis in axes.flat:
         axis.axis("off")
     for row, row_axes in zip(rows, axes, strict=True):
         for (title, picture), axis in zip(row, row_axes, strict=False):
             axis.imshow(picture)
-            axis.set_title(textwrap.fill(title, max(8, int(11 * width))), fontsize=9)
+            axis.set_title(_drawable(title, width), fontsize=9, parse_math=False)
     return figure
 
 
@@ -62,15 +88,17 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = 4
     """
     figure, axes = _panels(panels, columns)
     colors = _colors(panels)
+    handles: dict[str, Any] = {}
     for axis, lines in zip(axes, panels.values(), strict=True):
         for name, values in lines.items():
-            axis.plot(np.arange(1, len(values) + 1) / len(values), values, label=name, color=colors[name])
+            shares = np.arange(1, len(values) + 1) / len(values)
+            (handles[name],) = axis.plot(shares, values, label=name, color=colors[name])
         axis.set_xlabel("visible patches (share)")
         low, high = axis.get_ylim()
         axis.set_ylim(min(0, low), 1 if high > 0.5 else high)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("probability")
-    _legend(figure, axes)
+    _legend(figure, handles)
     return figure
 
 
@@ -84,14 +112,15 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, column
     """
     figure, axes = _panels(panels, columns, share_scale=True)
     colors = _colors(panels)
+    handles: dict[str, Any] = {}
     for axis, heights in zip(axes, panels.values(), strict=True):
         for place, (name, values) in enumerate(heights.items()):
-            axis.bar(place, np.mean(values), label=name, color=colors[name], alpha=0.7)
+            handles[name] = axis.bar(place, np.mean(values), label=name, color=colors[name], alpha=0.7)
             axis.scatter([place] * len(values), values, color="black", s=12, zorder=3)
         axis.set_xticks([])
         axis.grid(alpha=0.3, axis="y")
-    axes[0].set_ylabel(label)
-    _legend(figure, axes)
+    axes[0].set_ylabel(_drawable(label, _PANEL[1]), parse_math=False)
+    _legend(figure, handles)
     return figure
 
 
@@ -103,16 +132,22 @@ def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[float
     return {name: palette(order[number % 20]) for number, name in enumerate(names)}
 
 
-def _legend(figure: Figure, axes: Sequence) -> None:
-    """One legend for all panels, each name once, in as many columns as the figure has room for."""
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
-    entries = list(handles.values()), list(handles)
+def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """One legend for all panels, each name once, in as many columns as the figure has room for, which grows by it.
+
+    Args:
+        figure: the figure of the panels.
+        handles: name -> what matplotlib drew for it. matplotlib's own list lacks names that begin with "_".
+    """
     for columns in range(min(6, len(handles)), 0, -1):
-        legend = figure.legend(*entries, loc="outside lower center", ncols=columns, fontsize=8)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        legend = figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8
+        )
+        for text in legend.get_texts():
+            text.set(text=_drawable(text.get_text(), _PANEL[0]), parse_math=False)
+        extent = _without_glyph_warnings(legend.get_window_extent)
+        if columns == 1 or extent.width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             return
         legend.remove()
 
@@ -130,10 +165,11 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
         axis.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(matrix):
             axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 50 else "black")
-        axis.set_xticks(range(len(names)), names)
-        axis.set_yticks(range(len(names)), names)
-        axis.set_xlabel(columns)
-        axis.set_ylabel(rows)
+        labels = [_drawable(name, _PANEL[0] / 3) for name in names]
+        axis.set_xticks(range(len(names)), labels, parse_math=False)
+        axis.set_yticks(range(len(names)), labels, parse_math=False)
+        axis.set_xlabel(_drawable(columns, _PANEL[0]), parse_math=False)
+        axis.set_ylabel(_drawable(rows, _PANEL[1]), parse_math=False)
     return figure
 
 
@@ -141,17 +177,49 @@ def _panels(titles: Mapping[str, object], columns: int, share_scale: bool = Fals
     """A figure with one axis per title, `columns` of them side by side; and the axes."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3 * rows), layout="constrained")
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=share_scale).flat)
     for axis in axes[len(titles) :]:
         axis.axis("off")
     for axis, title in zip(axes, titles, strict=False):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(_drawable(title, _PANEL[0]), fontsize=10, parse_math=False)
     return figure, axes[: len(titles)]
 
 
-def png(figure: Figure, dpi: int = 110) -> bytes:
-    """A figure as the bytes of a PNG file."""
+def _drawable(text: str, width: float) -> str:
+    """A label in lines that fit into `width` inches; a very long one loses its middle.
+
+    Characters that cannot be drawn, such as those that control a terminal, become spaces.
+    """
+    text = "".join(character if character.isprintable() else " " for character in text)
+    text = text if len(text) <= 80 else f"{text[:50]}…{text[-29:]}"
+    return textwrap.fill(text, max(8, int(11 * width)))
+
+
+def file_content(figure: Figure, kind: str = "png") -> bytes:
+    """A figure as the bytes of a file of one of the `FORMATS`."""
+    exif = Image.Exif()
+    exif[_EXIF_SOFTWARE] = _MARK
+    options = {} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": exif.tobytes()}}
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    _without_glyph_warnings(figure.savefig, buffer, format=kind, dpi=DPI, **options)
     return buffer.getvalue()
+
+
+def made_here(file: Path) -> bool:
+    """Whether a file is a PNG, JPEG or WebP picture that `file_content` made; its pixels are not read."""
+    try:
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return _MARK.encode() in picture.info.get("exif", b"")
+    except Exception:  # Pillow raises many types of error
+        return False
+
+
+def _without_glyph_warnings(function: Callable, *arguments: Any, **options: Any) -> Any:
+    """Calls a function of matplotlib, which would warn at every character that its font does not have.
+
+    Such a character is drawn as an empty box, which the picture shows by itself.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from|Matplotlib currently does not support")
+        return function(*arguments, **options)

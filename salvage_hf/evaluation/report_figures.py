@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.torch import load_file
 
+from ..faithfulness import mean_and_stderr
 from ..objectives import OBJECTIVES
 from ..targets import target_names
 from . import plots
-from .results import ARMS, Benchmark, maps_file, method_titles
+from .reading import Benchmark, read_examples, read_maps, read_misclassified
+from .results import ARMS, method_titles
 from .scores import SCORES, scores_of_family
+from .tables import as_tensor
 
 #: Data set -> name of a method -> its entry in results.json.
 MethodsOf = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -22,12 +24,9 @@ MethodsOf = Mapping[str, Mapping[str, Mapping[str, Any]]]
 def map_grid(benchmark: Benchmark) -> Figure:
     """Figures 1, 8 and 9: pictures in rows, methods in columns."""
     results = benchmark.results
-    pictures = load_file(benchmark.folder / "examples.safetensors")["pictures"].numpy()
+    pictures = read_examples(benchmark).numpy()
     names = target_names(results["label_names"])
-    maps = {
-        title: load_file(maps_file(benchmark.folder, name))["attributions"]
-        for name, title in method_titles(results["methods"]).items()
-    }
+    maps = {title: read_maps(benchmark, name) for name, title in method_titles(results["methods"]).items()}
     rows: list[list[tuple[str, Image.Image]]] = []
     for picture, position in zip(pictures, results["examples"], strict=True):
         image = Image.fromarray(picture)
@@ -44,7 +43,7 @@ def misclassified_grid(benchmark: Benchmark) -> Figure | None:
     results, wrong = benchmark.results, benchmark.results.get("misclassified")
     if not wrong or not wrong["ids"]:
         return None
-    tensors = load_file(benchmark.folder / "misclassified.safetensors")
+    tensors = read_misclassified(benchmark)
     names = target_names(results["label_names"])
     images = [Image.fromarray(picture) for picture in tensors["pictures"].numpy()]
     rows: list[list[tuple[str, Image.Image]]] = [[("", image) for image in images]]
@@ -72,12 +71,11 @@ def cardinality_curves(methods_of: MethodsOf) -> Figure | None:
     panels = {}
     for dataset, methods in methods_of.items():
         ranking = "srg" if any("srg" in entry for entry in methods.values()) else "r_srg"
-        values = {
-            name: [value for value in entry[ranking] if value is not None]
-            for name, entry in methods.items()
-            if ranking in entry
+        means = {
+            name: mean_and_stderr(as_tensor(entry[ranking]))[0] for name, entry in methods.items() if ranking in entry
         }
-        ranked = sorted(values, key=lambda name: np.mean(values[name]), reverse=True)
+        defined = [name for name, mean in means.items() if mean == mean]  # NaN has no place in an order
+        ranked = sorted(defined, key=lambda name: means[name], reverse=True)
         shown = [name for name in ranked if name in (*ranked[:3], "random")]
         titles = method_titles(shown)
         for score in scores:
@@ -111,7 +109,7 @@ def sampling_likelihood(methods_of: MethodsOf) -> Figure | None:
         lines = {
             title: np.mean([methods[name]["curves"]["r_lif"], methods[name]["curves"]["r_mif"]], axis=0).tolist()
             for title, name in (("guided", "salvage"), ("random", "random"))
-            if name in methods and "r_lif" in methods[name]["curves"]
+            if name in methods and {"r_lif", "r_mif"} <= methods[name]["curves"].keys()
         }
         if len(lines) == 2:
             panels[dataset] = lines
@@ -181,8 +179,8 @@ def ablation_course(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _arms(ablation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Name of an arm -> its runs, in the order of `ARMS`."""
-    return {name: ablation["arms"][name] for name in ARMS if name in ablation["arms"]}
+    """Name of an arm -> its finished runs, in the order of `ARMS`; without arms that have none."""
+    return {name: ablation["arms"][name] for name in ARMS if ablation["arms"].get(name)}
 
 
 def _srg_at(history: Sequence[Mapping[str, float]], step: float) -> float:

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from ..objectives import OBJECTIVES
 from . import report_figures as figures
+from .reading import Benchmark
 from .report_tables import classification_table, cost_table
-from .results import ARMS, Benchmark, method_titles
+from .results import ARMS, method_titles
 from .scores import TABLES, Score, scores_of_table
 from .tables import Table, score_table
 
@@ -139,13 +140,12 @@ def _undefined(methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]], scores
     return f"Left out as undefined (images): {', '.join(counts)}." if counts else ""
 
 
-def _classification_section(results_of: Mapping[str, Mapping[str, Any]]) -> Section:
-    return Section(
-        "table4",
-        "Table 4: Classifying by explaining",
-        "All images; precision, recall and F1 are means over the classes (of label 1 where there is one label).",
-        classification_table(results_of),
-    )
+def _classification_section(results_of: Mapping[str, Mapping[str, Any]]) -> Section | None:
+    table = classification_table(results_of)
+    if not table.rows:
+        return None
+    text = "All images; precision, recall and F1 are means over the classes (of label 1 where there is one label)."
+    return Section("table4", "Table 4: Classifying by explaining", text, table)
 
 
 def _cost_section(methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Section:

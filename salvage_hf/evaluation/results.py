@@ -1,12 +1,12 @@
-"""The files of benchmarks and ablations: what they hold, and which earlier ones a new run may continue.
+"""What the files of benchmarks and ablations hold; `reading` reads and checks them.
 
 The folder of a benchmark holds:
 
 - results.json:
     - "settings": all that scores depend on, apart from the method; "ids" and "targets": names and classes of images;
     - "methods": name -> the entry of a method, made by `method_entry`;
-    - "classification": "labels" of all images of the data set, a digest of their "content", and for the classifier and
-      each explainer its "weights" and "predictions";
+    - "classification": "labels" of all images of the data set, a digest of their "content" and names, and for the
+      classifier and each explainer its "weights" and "predictions";
     - "examples": positions in "ids" of the images whose pictures are kept; "misclassified": "ids" of images that
       Salvage gets wrong, with the "predicted" and the "true" class;
     - "label_names" of the classifier, and "grid_size", the rows and columns of patches.
@@ -18,7 +18,6 @@ ablation.json holds the "settings" that all runs share, digests of what they wer
 arm and seed the "history" of the training and the scores "srg" and "r_srg" per image.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +27,6 @@ import torch
 
 from ..attribution_methods import REGISTRY
 from .scores import SCORES
-
-#: File -> the script that writes it.
-_WRITERS = {"results.json": "scripts/benchmark.py", "ablation.json": "scripts/ablation.py"}
 
 
 @dataclass(frozen=True)
@@ -55,76 +51,6 @@ ARMS = {
     "salvage-uniform": Arm("Salvage, uninformed", "salvage", "uniform"),
     "salvage-guided": Arm("Salvage, informed", "salvage", "guided"),
 }
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A finished benchmark: its folder, and what results.json in it holds."""
-
-    folder: Path
-    results: dict[str, Any]
-
-
-def read_benchmark(folder: Path) -> Benchmark:
-    """The benchmark in a folder; ValueError where there is none."""
-    return Benchmark(folder, _read(folder / "results.json"))
-
-
-def read_ablation(folder: Path) -> dict[str, Any]:
-    """What ablation.json in a folder holds; ValueError where there is none."""
-    return _read(folder / "ablation.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    writer = _WRITERS[path.name]
-    if not path.is_file():
-        raise ValueError(f"no {path.name} in {str(path.parent)!r}: it is written by {writer}")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not what {writer} writes: {error}") from error
-
-
-def earlier_results(folder: Path, measured: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier benchmark has left in a folder, None where it has left nothing.
-
-    Args:
-        folder: the folder.
-        measured: "settings", "ids" and "targets" of the benchmark that would continue it.
-
-    Raises:
-        ValueError: where images or settings differ, because one table cannot hold results of both.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        return None
-    results = _read(path)
-    changed = [name for name in measured if results.get(name) != measured[name]]
-    if changed:
-        raise ValueError(
-            f"{str(path)!r} holds results with other {' and '.join(changed)}: there {results.get('settings')} on "
-            f"{len(results['ids'])} images, here {measured['settings']} on {len(measured['ids'])}; "
-            "give another output_dir"
-        )
-    return results
-
-
-def earlier_ablation(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier ablation has left in a folder, None where it has left nothing.
-
-    Raises:
-        ValueError: where its runs had other settings.
-    """
-    path = folder / "ablation.json"
-    if not path.is_file():
-        return None
-    ablation = _read(path)
-    before = ablation["settings"]
-    if changed := {key: (before.get(key), settings[key]) for key in settings if before.get(key) != settings[key]}:
-        raise ValueError(
-            f"{str(path)!r} holds runs with other arguments (before, now): {changed}; give another output_dir"
-        )
-    return ablation
 
 
 def maps_file(folder: Path, method: str) -> Path:

@@ -5,6 +5,7 @@ and standard errors. A score is NaN where it is undefined or not wanted for the 
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
@@ -26,6 +27,8 @@ from .arguments import BenchmarkArguments
 from .cost import count_forwards
 from .results import maps_file
 from .scores import Family, scores_of_family
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,17 @@ class Scorer:
         Args:
             name: the name of the method.
             method: the method that is scored.
-            key: a digest of all that the scores depend on; a file with another key is overwritten.
+            key: a digest of all that the scores depend on; a file with another key, or a damaged one, is overwritten.
 
         Returns:
             Column -> values of all images [I] or [I, N].
 
         Raises:
-            ValueError: where a map is NaN or infinite; earlier batches are kept.
+            ValueError: where a map or a prediction is NaN or infinite; earlier batches are kept.
         """
         path = maps_file(Path(self.args.output_dir), name)
-        scored = _finished_rows(path, key)
+        wanted_ids = self._wanted_ids()
+        scored = _finished_rows(path, key, self._columns(wanted_ids))
         self.accelerator.wait_for_everyone()  # all processes have read before one writes
         done = len(scored["attributions"]) if scored else 0
         if done == len(self.images):
@@ -71,12 +75,11 @@ class Scorer:
         hidden = not self.accelerator.is_main_process
         bar = tqdm(total=len(self.images), initial=done, desc=name, unit="image", disable=hidden)
         forwards = scored["forwards"][:1].to(self.accelerator.device) if scored else None
-        wanted_ids = self._wanted_ids()
         for batch in loader:
             if forwards is None:
                 forwards = self._forwards(method, batch)
             attributions, seconds = self._explain(name, method, batch)
-            rows = score_batch(self.v, attributions, batch, wanted_ids, self.args)
+            rows = self._score(name, attributions, batch, wanted_ids)
             rows["seconds"] = torch.full_like(attributions[:, 0], seconds)
             rows["forwards"] = forwards.expand(len(attributions)).contiguous()
             gathered = {column: self.accelerator.gather_for_metrics(values).cpu() for column, values in rows.items()}
@@ -105,6 +108,32 @@ class Scorer:
             bad = [self.names[index] for index in batch["ids"][~finite].tolist()]
             raise ValueError(f"{name} gives NaN or infinite attributions of {bad[:10]}: leave out {name} or them")
         return attributions, seconds
+
+    def _score(
+        self,
+        name: str,
+        attributions: torch.Tensor,
+        batch: dict[str, torch.Tensor],
+        wanted_ids: dict[Family, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """`score_batch`; where it refuses, the message names the image."""
+        try:
+            return score_batch(self.v, attributions, batch, wanted_ids, self.args)
+        except ValueError:
+            for place, index in enumerate(batch["ids"].tolist()):
+                image = {column: values[place : place + 1] for column, values in batch.items()}
+                try:
+                    score_batch(self.v, attributions[place : place + 1], image, wanted_ids, self.args)
+                except ValueError as error:
+                    raise ValueError(f"{name} cannot be scored on {self.names[index]!r}: {error}") from error
+            raise
+
+    def _columns(self, wanted_ids: dict[Family, torch.Tensor]) -> set[str]:
+        """The columns that a finished method has."""
+        families: list[Family] = [family for family, ids in wanted_ids.items() if len(ids)]
+        families += ["region"] if self.args.mask_dir is not None else []
+        kept = {column for family in families for score in scores_of_family(family) for column in score.kept}
+        return {"attributions", "seconds", "forwards", *kept}
 
     def _wanted_ids(self) -> dict[Family, torch.Tensor]:
         """The ids of the images whose rank and relative scores are wanted: the first ones."""
@@ -160,11 +189,22 @@ def score_batch(
     return rows
 
 
-def _finished_rows(path: Path, key: str) -> dict[str, torch.Tensor]:
-    """The rows that an earlier run has kept under this key, {} where there are none."""
+def _finished_rows(path: Path, key: str, columns: set[str]) -> dict[str, torch.Tensor]:
+    """The rows that an earlier run has kept under this key, {} where there are none or the file is damaged."""
     if not path.is_file():
         return {}
-    with safe_open(path, framework="pt") as stored:
-        if stored.metadata()["key"] != key:
-            return {}
-        return {column: stored.get_tensor(column) for column in stored.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as stored:
+            if (stored.metadata() or {}).get("key") != key:
+                return {}
+            rows = {column: stored.get_tensor(column) for column in stored.keys()}  # noqa: SIM118
+        if rows.keys() != columns or len({values.shape[:1] for values in rows.values()}) > 1:
+            shapes = {column: list(values.shape) for column, values in rows.items()}
+            raise ValueError(f"it holds {shapes} in place of as many rows of {', '.join(sorted(columns))}")
+        if not rows["attributions"].isfinite().all():
+            raise ValueError("it holds attributions that are NaN or infinite")
+    except (SafetensorError, ValueError) as error:
+        # The file only saves time: what it held is computed again.
+        logger.warning("%r is damaged, so its images are scored again: %s", str(path), error)
+        return {}
+    return rows

@@ -14,6 +14,15 @@ from .results import method_titles
 from .scores import SCORES
 from .significance import mark
 
+#: Characters that mean something else in LaTeX, or that its fonts lack -> what stands for them.
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "%_&#${}"},
+        **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
+        **{"±": "$\\pm$", "↑": "$\\uparrow$", "↓": "$\\downarrow$"},
+    }
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -33,24 +42,18 @@ class Table:
     def markdown(self) -> str:
         """GitHub's Markdown: best in bold, second underlined."""
         marks = {"": "{}", "best": "**{}**", "second": "<u>{}</u>"}
-        lines = [f"| {' | '.join(self.header)} |", "|---" * len(self.header) + "|"]
-        lines += [f"| {' | '.join(marks[cell.mark].format(cell.text) for cell in row)} |" for row in self.rows]
-        return "\n".join(lines) + "\n"
+        rows = [[marks[cell.mark].format(cell.text) for cell in row] for row in self.rows]
+        lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in (self.header, *rows)]
+        return "\n".join([lines[0], "|---" * len(self.header) + "|", *lines[1:]]) + "\n"
 
     def latex(self) -> str:
         """A LaTeX tabular, for the package booktabs."""
         marks = {"": "{}", "best": "\\textbf{{{}}}", "second": "\\underline{{{}}}"}
-        symbols = {"±": "$\\pm$", "↑": "$\\uparrow$", "↓": "$\\downarrow$", "%": "\\%", "_": "\\_", "&": "\\&"}
-
-        def line(cells: Sequence[str]) -> str:
-            joined = "\0".join(cells)
-            for symbol, command in symbols.items():
-                joined = joined.replace(symbol, command)
-            return joined.replace("\0", " & ") + " \\\\"
-
-        body = [line([marks[cell.mark].format(cell.text) for cell in row]) for row in self.rows]
+        header = [text.translate(_LATEX) for text in self.header]
+        rows = [[marks[cell.mark].format(cell.text.translate(_LATEX)) for cell in row] for row in self.rows]
+        header_line, *lines = [" & ".join(row) + " \\\\" for row in (header, *rows)]
         begin = f"\\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}"
-        parts = [begin, "\\toprule", line(self.header), "\\midrule", *body, "\\bottomrule", "\\end{tabular}"]
+        parts = [begin, "\\toprule", header_line, "\\midrule", *lines, "\\bottomrule", "\\end{tabular}"]
         return "\n".join(parts) + "\n"
 
 
@@ -86,9 +89,14 @@ def results_table(results: Mapping[str, Any], columns: Sequence[str] = tuple(SCO
 
 
 def percent(values: torch.Tensor) -> str:
-    """Mean and standard error of values in 0..1, as text in percent."""
+    """Mean and standard error of values in 0..1, as text in percent, NaN left out.
+
+    Without the error where only one value is defined, and "-" where none is.
+    """
     mean, stderr = mean_and_stderr(values)
-    return f"{100 * mean:.1f} ± {100 * stderr:.1f}"
+    if mean != mean:
+        return "-"
+    return f"{100 * mean:.1f}" + (f" ± {100 * stderr:.1f}" if stderr == stderr else "")
 
 
 def as_tensor(values: Sequence[float | None]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..arguments import PRIVATE, names_with
 from ..objectives import OBJECTIVES
+from ..pretrained import hub_name, public_name
 from .publishing import repository_name
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
@@ -32,14 +33,14 @@ def write_explainer_card(
     scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
     repository = repository_name(args.hub_model_id, args.output_dir)
     title = repository.split("/")[-1]
-    hub_dataset = _if_on_hub(args.dataset_name)
+    hub_dataset = hub_name(args.dataset_name)
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             pipeline_tag=TASK,
             license="apache-2.0",
             tags=["explainability", "shapley-values", "salvage", "custom_code"],
-            base_model=_if_on_hub(args.model_name_or_path),
+            base_model=hub_name(args.model_name_or_path),
             datasets=[hub_dataset] if hub_dataset else None,
             model_name=title,
             eval_results=_eval_results(scores, None if args.validation_dir else hub_dataset),
@@ -47,7 +48,7 @@ def write_explainer_card(
         template_path=str(TEMPLATE),
         title=title,
         repository=repository,
-        classifier=_without_path(args.model_name_or_path),
+        classifier=public_name(args.model_name_or_path),
         objective=OBJECTIVES[config.objective],
         num_train_images=num_train_images,
         num_eval_images=num_eval_images,
@@ -89,16 +90,6 @@ def _listed_arguments(args: Any) -> dict[str, Any]:
     }
     # These two may be local folders, whose paths must not reach the card.
     return {
-        name: _without_path(value) if name in ("model_name_or_path", "dataset_name") else value
+        name: public_name(value) if name in ("model_name_or_path", "dataset_name") else value
         for name, value in listed.items()
     }
-
-
-def _if_on_hub(name: str | None) -> str | None:
-    """A name on the Hub; None for a local folder."""
-    return None if name is None or Path(name).exists() else name
-
-
-def _without_path(name: str) -> str:
-    """A name on the Hub, or the last part of a folder's path."""
-    return _if_on_hub(name) or Path(name).resolve().name

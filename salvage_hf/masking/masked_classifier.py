@@ -3,37 +3,45 @@
 Letters: B images, M subsets per image, N patches, K classes, S a subset (True where a patch is visible).
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..data.processors import processed_size
+from ..pretrained import load_model, load_processor
 from ..targets import activation
-from ..vision_families import FAMILIES, VisionFamily, view_of
-from .strategies import STRATEGIES, Embedded, embed_tokens, two_sides
+from ..tensors import described, is_dense, one_of, processed_images, whole_number
+from ..vision_families import FAMILIES, VisionFamily, execution_device, in_dtype, with_submodule
+from .strategies import STRATEGIES, Embedded, Masking, as_two_sides, embed_tokens
 
 
 class MaskedClassifier(nn.Module):
     """v(S): what a frozen classifier predicts from the patches in S.
 
     Args:
-        classifier: any image classifier. It is put into eval mode and otherwise left as it is.
+        classifier: any image classifier, also compiled or in `DataParallel`. It is put into eval mode and otherwise
+            left as it is. What is exchanged in it later counts from then on.
         masking: how patches are hidden. "drop" (default for vision transformers) removes their tokens, "mask_token"
             puts DINOv2's mask token in their place; "zero" (normalised pixels), "mean" (mean colour of the visible
             patches) and "blur" (a Gaussian of one patch width, which leaves hidden patches dimly visible) change pixels
             and work with any classifier. The default for other classifiers is "zero".
         patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
-        image_size: (height, width) that `num_patches` and `grid_size` refer to.
+        image_size: (height, width) that `num_patches` and `grid_size` refer to, or one number for both.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
             the memory.
         mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type, tokens and weights included.
             The classifier itself keeps its own type, because methods take its gradients.
+        processor: its image processor, so that an explainer can be checked against it; not used otherwise.
 
     Raises:
-        ValueError: where the classifier has no head, has multiple labels per image, or does not suit the arguments.
+        TypeError: where the classifier is no model of transformers.
+        ValueError: where the classifier has no head, has multiple labels per image or none (regression), or does not
+            suit the arguments.
 
     Example:
         >>> v = MaskedClassifier.from_pretrained("org/dinov2-pet")
@@ -46,31 +54,30 @@ class MaskedClassifier(nn.Module):
         classifier: PreTrainedModel,
         masking: str | None = None,
         patch_size: int | None = None,
-        image_size: tuple[int, int] | None = None,
+        image_size: int | Sequence[int] | None = None,
         chunk_size: int = 16384,
         mixed_precision: str = "no",
+        processor: Any = None,
     ):
         super().__init__()
+        if isinstance(classifier, nn.Module):
+            classifier = extract_model_from_parallel(classifier, keep_fp32_wrapper=True, keep_torch_compile=False)
+        check_classifier(classifier)
         config = classifier.config
-        _check_classifier(classifier)
         family = FAMILIES.get(config.model_type)
-        masking = masking or ("drop" if family else "zero")
-        if masking not in STRATEGIES:
-            raise ValueError(f"masking={masking!r} is not one of {', '.join(STRATEGIES)}")
-        if patch_size is not None and patch_size < 1:
-            raise ValueError(f"patch_size must be at least 1 pixel, got {patch_size}")
-        STRATEGIES[masking].check(config, family, patch_size)
-        if mixed_precision not in _DTYPES:
-            raise ValueError(f"mixed_precision={mixed_precision!r} is not one of {', '.join(_DTYPES)}")
-        self.patch_size: int = config.patch_size if patch_size is None else patch_size
+        if masking is None:
+            masking = "drop" if family else "zero"
+        strategy = STRATEGIES[one_of("masking", masking, STRATEGIES)]
+        strategy.check(config, family, None if patch_size is None else whole_number("patch_size", patch_size, 1))
+        self.patch_size: int = _square_side(config.patch_size) if patch_size is None else int(patch_size)
         # DINOv2's config states the size of its position grid (518), not that of its images.
         states_size = not family or family.fixed_positions
-        if image_size is None and states_size and getattr(config, "image_size", None):
-            image_size = two_sides(config.image_size)
-        self.classifier = classifier.eval()
-        self.family, self.masking, self.image_size, self.chunk_size = family, masking, image_size, chunk_size
-        self.strategy = STRATEGIES[masking](family, self.patch_size)
-        self.mixed_precision = mixed_precision
+        if image_size is None and states_size:
+            image_size = getattr(config, "image_size", None)
+        self.image_size = None if image_size is None else as_two_sides("image_size", image_size)
+        self.chunk_size = whole_number("chunk_size", chunk_size, 1)
+        self.mixed_precision = one_of("mixed_precision", mixed_precision, _DTYPES)
+        self.classifier, self.masking, self.processor = classifier.eval(), masking, processor
 
     @classmethod
     def from_pretrained(
@@ -85,7 +92,7 @@ class MaskedClassifier(nn.Module):
         dtype: torch.dtype = torch.float32,
         **kwargs,
     ) -> "MaskedClassifier":
-        """Loads a classifier from the Hub or a folder, and freezes it; its image processor gives the image size.
+        """Loads a classifier from the Hub or a folder with its image processor, which gives the image size; freezes it.
 
         Args:
             name_or_path: Hub name or folder of an image classifier with its image processor.
@@ -96,15 +103,20 @@ class MaskedClassifier(nn.Module):
             attn_implementation: "sdpa", "eager" or another name of transformers; its default when None.
             dtype: float32 by default, whatever precision the checkpoint is stored in.
             kwargs: further arguments of the constructor.
+
+        Raises:
+            ValueError: also where the files do not hold all weights of a classifier, or some are not finite.
         """
         source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
         source = {name: value for name, value in source.items() if value is not None}
-        attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        classifier = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=dtype, **attention, **source)
+        options = {**source, "dtype": dtype}
+        if attn_implementation:
+            options["attn_implementation"] = attn_implementation
+        classifier = load_model(AutoModelForImageClassification, name_or_path, **options)
         classifier.requires_grad_(False)
-        if "image_size" not in kwargs:
-            kwargs["image_size"] = processed_size(AutoImageProcessor.from_pretrained(name_or_path, **source))
-        return cls(classifier, masking=masking, **kwargs)
+        processor = load_processor(name_or_path, **source)
+        kwargs.setdefault("image_size", processed_size(processor))
+        return cls(classifier, masking=masking, processor=processor, **kwargs)
 
     # Facts about the classifier
 
@@ -120,8 +132,25 @@ class MaskedClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the classifier lies."""
-        return self.classifier.device
+        """Where the classifier computes."""
+        return execution_device(self.classifier)
+
+    @property
+    def family(self) -> VisionFamily | None:
+        """The classifier's family; None where it is no known vision transformer."""
+        return FAMILIES.get(self.config.model_type)
+
+    @property
+    def strategy(self) -> Masking:
+        """How patches are hidden."""
+        return STRATEGIES[self.masking](self.family, self.patch_size)
+
+    def in_float32(self) -> "MaskedClassifier":
+        """This classifier with its weights in float32; itself where they are, otherwise a copy for the time being."""
+        types = {parameter.dtype for parameter in self.classifier.parameters() if parameter.is_floating_point()}
+        if types <= {torch.float32, torch.float64}:
+            return self
+        return with_submodule(self, "classifier", in_dtype(self.classifier, torch.float32))
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -151,8 +180,9 @@ class MaskedClassifier(nn.Module):
         """The classifier's family; raises ValueError where it has none, or `patch_size` is not that of its tokens."""
         if self.family is None:
             raise ValueError(f"a {self.config.model_type} model has no tokens; use one of {', '.join(FAMILIES)}")
-        if self.patch_size != self.config.patch_size:
-            raise ValueError(f"tokens are patches of {self.config.patch_size} pixels, got patch_size={self.patch_size}")
+        own = _square_side(self.config.patch_size)
+        if self.patch_size != own:
+            raise ValueError(f"tokens are patches of {own} pixels, got patch_size={self.patch_size}")
         return self.family
 
     @property
@@ -162,7 +192,22 @@ class MaskedClassifier(nn.Module):
 
     def embed_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The tokens of whole images, with positions and prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
-        return embed_tokens(self.classifier, self.token_family(), pixel_values)
+        return embed_tokens(self.classifier, self.token_family(), self.as_input(pixel_values))
+
+    def as_input(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Processed images [B, C, H, W] on the classifier's device and in its type.
+
+        Raises:
+            ValueError: where they are not processed images that patches divide, with the classifier's channels.
+        """
+        pixel_values = processed_images("pixel_values", pixel_values)
+        channels = getattr(self.config, "num_channels", 3)
+        if pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values must be [B, {channels}, H, W] for this classifier, got shape {list(pixel_values.shape)}"
+            )
+        self.patch_grid(pixel_values)
+        return pixel_values.to(self.device, self.classifier.dtype)
 
     # v(S)
 
@@ -189,19 +234,15 @@ class MaskedClassifier(nn.Module):
 
     def embed(self, pixel_values: torch.Tensor) -> Embedded:
         """What `logits_of` needs of the images [B, C, H, W], computed once for any number of subsets."""
-        if pixel_values.ndim != 4:
-            raise ValueError(f"pixel_values must be [B, C, H, W], got shape {tuple(pixel_values.shape)}")
-        self.patch_grid(pixel_values)
+        pixel_values = self.as_input(pixel_values)
         with self._autocast():
             return self.strategy.embed(self._in_precision(), pixel_values)
 
     def logits_of(self, embedded: Embedded, subsets: torch.Tensor) -> torch.Tensor:
         """As `forward`, from what `embed` returned for B images: subsets bool [B, M, N] -> [B, M, K]."""
-        if subsets.dtype != torch.bool or subsets.ndim != 3 or subsets.shape[0] != len(embedded):
-            raise ValueError(
-                f"subsets must be boolean [B, M, N] with B = {len(embedded)}, "
-                f"got {subsets.dtype} {tuple(subsets.shape)}"
-            )
+        is_boolean = isinstance(subsets, torch.Tensor) and is_dense(subsets) and subsets.dtype == torch.bool
+        if not is_boolean or subsets.ndim != 3 or len(subsets) != len(embedded):
+            raise ValueError(f"subsets must be boolean [B, M, N] with B = {len(embedded)}, got {described(subsets)}")
         num_patches = self.strategy.num_patches(embedded)
         if subsets.shape[-1] != num_patches:
             raise ValueError(f"subsets have {subsets.shape[-1]} patches, the images have {num_patches}")
@@ -218,34 +259,38 @@ class MaskedClassifier(nn.Module):
     def _in_precision(self) -> PreTrainedModel:
         """The classifier with its weights cast once for all subsets of some images; autocast casts them per forward."""
         dtype = _DTYPES[self.mixed_precision]
-        return _cast(self.classifier, dtype) if dtype else self.classifier
+        return in_dtype(self.classifier, dtype) if dtype else self.classifier
 
 
 #: accelerate's name of a precision -> type of the forwards; around fp8 layers accelerate computes in bfloat16 too.
 _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
-def _cast(module: Any, dtype: torch.dtype) -> Any:
-    """A view of a module with its floating-point parameters and buffers in another type; the module keeps its own."""
-
-    def cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
-
-    view = view_of(module)
-    for tensors in (view._parameters, view._buffers):
-        tensors.update({name: cast(tensor) for name, tensor in tensors.items()})
-    view._modules.update({name: _cast(part, dtype) for name, part in module._modules.items() if part is not None})
-    return view
-
-
-def _check_classifier(classifier: PreTrainedModel) -> None:
-    """Raises ValueError where a model has no classification head, or is a multi-label classifier."""
-    mapped: Any = AutoModelForImageClassification._model_mapping.get(type(classifier.config), ())
-    names = {cls.__name__ for cls in (mapped if isinstance(mapped, (tuple, list)) else (mapped,))}
-    if type(classifier).__name__ not in names:
+def check_classifier(classifier: Any) -> None:
+    """Raises TypeError where this is no model of transformers, ValueError where Salvage cannot explain it."""
+    if not isinstance(classifier, PreTrainedModel):
+        has_adapters = bool(getattr(classifier, "peft_config", None))
+        raise TypeError(
+            f"classifier must be an image classifier of transformers, got {type(classifier).__name__}"
+            + ("; merge its adapters first, with merge_and_unload()" if has_adapters else "")
+        )
+    mapping, configs = AutoModelForImageClassification._model_mapping, type(classifier.config).__mro__
+    mapped: list[Any] = [mapping[config] for config in configs if config in mapping]
+    classes = tuple(cls for entry in mapped for cls in (entry if isinstance(entry, tuple) else (entry,)))
+    # A model with code of its own is in no mapping.
+    if not isinstance(classifier, classes) and not type(classifier).__name__.endswith("ForImageClassification"):
         raise ValueError(
             f"classifier is a {type(classifier).__name__}, which has no classification head; "
             "load it with AutoModelForImageClassification"
         )
-    if classifier.config.problem_type == "multi_label_classification":
-        raise ValueError("problem_type is 'multi_label_classification'; Salvage explains one softmax or one sigmoid")
+    problem = classifier.config.problem_type
+    if problem in ("multi_label_classification", "regression"):
+        raise ValueError(f"problem_type is {problem!r}; Salvage explains one softmax or one sigmoid")
+
+
+def _square_side(patch_size: int | Sequence[int]) -> int:
+    """The side of a model's patches, from its config; raises ValueError where they are not square."""
+    height, width = as_two_sides("patch_size", patch_size)
+    if height != width:
+        raise ValueError(f"the classifier's patches are {height} x {width} pixels; square patches are needed")
+    return height

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from ..tensors import two_sides
 from ..vision_families import FAMILIES, VisionFamily, embeddings_of, on_tokens
 
 
@@ -91,10 +92,9 @@ class _OnTokens(Masking):
 
     @classmethod
     def _check_patch_size(cls, masking: str, config: Any, patch_size: int | None) -> None:
-        if patch_size not in (None, config.patch_size):
-            raise ValueError(
-                f"patch_size={patch_size} differs from the model's own {config.patch_size}, got masking={masking!r}"
-            )
+        own = as_two_sides("patch_size", config.patch_size)
+        if patch_size is not None and (patch_size, patch_size) != own:
+            raise ValueError(f"patch_size={patch_size} differs from the model's own {own[0]}, got masking={masking!r}")
 
     def num_prefix_tokens(self, classifier: PreTrainedModel) -> int:
         """P, the number of tokens before the patches."""
@@ -117,7 +117,7 @@ def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values
     Raises:
         ValueError: where the model has no positions for this image size.
     """
-    height, width = two_sides(classifier.config.image_size)
+    height, width = as_two_sides("image_size", classifier.config.image_size)
     if family.fixed_positions and pixel_values.shape[-2:] != (height, width):
         raise ValueError(
             f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels; the positions of this "
@@ -321,9 +321,9 @@ STRATEGIES: dict[str, type[Masking]] = {
 }
 
 
-def two_sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) from a config's image_size, which is one number where both sides are equal."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def as_two_sides(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from a size of images or patches, which is one number where both sides are equal."""
+    return two_sides(name, (size, size) if isinstance(size, int) else size)
 
 
 def gaussian_blur(pixel_values: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..targets import activation
@@ -16,11 +17,18 @@ ValueFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def as_value_function(
     model: "MaskedClassifier | PreTrainedModel | str | ValueFunction",
 ) -> "MaskedClassifier | ValueFunction":
-    """v from a `MaskedClassifier`, a Hugging Face image classifier, its name or folder, or a function."""
+    """v from a `MaskedClassifier`, a Hugging Face image classifier, its name or folder, or a function.
+
+    Raises:
+        TypeError: where it is none of these. Other networks are refused, because some take the subsets for something
+            else, for example for a mask of attention.
+    """
     if isinstance(model, (str, os.PathLike)):
         return MaskedClassifier.from_pretrained(str(model))
-    if isinstance(model, PreTrainedModel):
-        return MaskedClassifier(model)
+    if isinstance(model, MaskedClassifier):
+        return model
+    if isinstance(model, nn.Module):
+        return MaskedClassifier(model)  # type: ignore[arg-type]  # it refuses networks of other kinds
     if not callable(model):
         raise TypeError(f"model must be a classifier, its name or a function, got {type(model).__name__}")
     return model

@@ -40,7 +40,9 @@ class LoopArguments(ImageArguments):
     )
     checkpoints_total_limit: Annotated[int, AtLeast(1), MAY_CHANGE] = arg(2, "How many checkpoints are kept.")
     resume_from_checkpoint: Annotated[str | None, MAY_CHANGE, PRIVATE] = arg(
-        None, "Continue from this checkpoint folder, or from the 'latest' one in --output_dir."
+        None,
+        "Continue from this checkpoint folder, or from the 'latest' one in --output_dir, where there is one: otherwise "
+        "the run begins anew.",
     )
     auto_find_batch_size: Annotated[bool, MAY_CHANGE] = arg(
         False,

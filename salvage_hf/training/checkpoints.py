@@ -18,23 +18,32 @@ import torch
 from accelerate import Accelerator
 
 from ..arguments import MAY_CHANGE, names_with
+from ..files import write_bytes
 from .arguments import LoopArguments
 from .task import Task
 
 logger = logging.getLogger(__name__)
 
-#: The folder in output_dir to which the best model is written, before it is moved to output_dir itself.
-BEST_PARTIAL = "best.partial"
+#: The suffix of folders that are being written or removed. After a kill, `clean_up` finishes or removes them.
+PARTIAL = ".partial"
 
-#: The last file written to that folder, which says that the model is complete.
+#: The last file written to a checkpoint, which says that it is complete: how far the run had come, and what made it.
+RECORD = "progress.json"
+
+#: What the record holds.
+RECORD_KEYS = {"step", "best", "history", "arguments", "files", "time"}
+
+#: The last file written to the partial folder of the best model, which says that the model is complete.
 COMPLETE = ".complete"
 
 
-def save_checkpoint(args: LoopArguments, accelerator: Accelerator, progress: dict[str, Any], num_images: int) -> None:
+def save_checkpoint(
+    args: LoopArguments, accelerator: Accelerator, progress: dict[str, Any], made_with: dict[str, str]
+) -> None:
     """Writes step_N whole or not at all, then removes the oldest checkpoints beyond the limit."""
     output_dir = Path(args.output_dir)
     final = output_dir / f"step_{progress['step']}"
-    partial = output_dir / f"step_{progress['step']}.partial"
+    partial = output_dir / f"{final.name}{PARTIAL}"
     try:
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
@@ -42,21 +51,51 @@ def save_checkpoint(args: LoopArguments, accelerator: Accelerator, progress: dic
             files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
             record = {
                 **progress,
-                "arguments": _fixed_arguments(args, accelerator, num_images),
+                "arguments": _fixed_arguments(args, accelerator, made_with),
                 "files": files,
                 "time": time.time(),
             }
-            (partial / "progress.json").write_text(json.dumps(record, indent=2) + "\n")
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+            write_bytes(partial / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+            _put_in_place(partial, final)
             for old in checkpoints(output_dir)[: -args.checkpoints_total_limit]:
-                shutil.rmtree(old)
+                _remove(old)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RuntimeError(
-            f"checkpoint {str(final)!r} could not be written ({error}); earlier ones are intact"
+            f"checkpoint {str(final)!r} could not be written ({error}; is the disk full?); earlier ones are intact"
         ) from error
     accelerator.wait_for_everyone()
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Gives a complete folder its name, in place of an earlier one."""
+    if final.exists():
+        _remove(final)
+    partial.rename(final)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder under another name first, so that a kill does not leave half of it under its own."""
+    partial = folder.with_name(f"{folder.name}.old{PARTIAL}")
+    folder.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def clean_up(output_dir: Path) -> None:
+    """Cleans up after a run that was killed while it wrote: finishes what is complete, and removes the rest."""
+    best = output_dir / f"best{PARTIAL}"
+    if (best / COMPLETE).exists():
+        publish(best, output_dir)
+    for folder in (best, *output_dir.glob(f"last*{PARTIAL}"), *output_dir.glob(f"step_*{PARTIAL}")):
+        final = folder.with_suffix("")
+        if _is_checkpoint(final) and (folder / RECORD).exists():
+            _put_in_place(folder, final)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.name.startswith("step_") and folder.name.removeprefix("step_").isdecimal()
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -68,45 +107,68 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
     def written(folder: Path) -> tuple[float, int]:
         try:
-            time_written = json.loads((folder / "progress.json").read_text()).get("time", 0.0)
-        except (OSError, ValueError):
+            time_written = json.loads((folder / RECORD).read_text()).get("time", 0.0)
+        except (OSError, ValueError, AttributeError):  # no record, or a damaged one
             time_written = 0.0
         return time_written, int(folder.name.removeprefix("step_"))
 
-    return sorted((p for p in output_dir.glob("step_*") if p.name.removeprefix("step_").isdigit()), key=written)
+    return sorted(filter(_is_checkpoint, output_dir.glob("step_*")), key=written)
 
 
-def read_checkpoint(args: LoopArguments) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint folder to resume from, and its record of the run; raises ValueError where it is incomplete."""
-    folder = Path(args.resume_from_checkpoint or "")
-    if args.resume_from_checkpoint == "latest":
-        found = checkpoints(Path(args.output_dir))
-        if not found:
-            raise ValueError(f"resume_from_checkpoint='latest', but {args.output_dir!r} has no checkpoint step_N")
-        folder = found[-1]
-    record = folder / "progress.json"
-    if not record.is_file():
-        raise ValueError(f"checkpoint {str(folder)!r} is not complete: it has no progress.json")
+def checkpoint_to_resume(args: LoopArguments) -> Path | None:
+    """The folder of the checkpoint that a run goes on from; None where it begins anew.
+
+    It does so with 'latest' where there is no checkpoint yet, so that one command starts a run and starts it again.
+    """
+    if args.resume_from_checkpoint != "latest":
+        return Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    found = checkpoints(Path(args.output_dir))
+    if not found:
+        logger.warning(
+            "resume_from_checkpoint='latest': %r has no checkpoint step_N yet, so the run begins anew", args.output_dir
+        )
+    return found[-1] if found else None
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The record of a checkpoint; raises ValueError where the checkpoint is not complete."""
+    file = folder / RECORD
+    if not file.is_file():
+        raise ValueError(f"checkpoint {str(folder)!r} is not complete: it has no {RECORD}")
     try:
-        progress = json.loads(record.read_text())
-    except ValueError as error:
-        raise ValueError(f"checkpoint {str(folder)!r} is not complete: progress.json is cut short") from error
-    progress.pop("time", None)
-    for name, size in progress.pop("files").items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise ValueError(f"checkpoint {str(folder)!r} is not complete: {name} is missing or cut short")
-    return folder, progress
+        record = json.loads(file.read_text())
+        lacking = sorted(RECORD_KEYS - record.keys())
+        sizes = {} if lacking else {folder / name: size for name, size in record["files"].items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"checkpoint {str(folder)!r} is not complete: {RECORD} is cut short or damaged") from error
+    if lacking:
+        raise ValueError(f"checkpoint {str(folder)!r} is not complete: {RECORD} lacks {', '.join(lacking)}")
+    for path, size in sizes.items():
+        if not path.is_file() or path.stat().st_size != size:
+            raise ValueError(
+                f"checkpoint {str(folder)!r} is not complete: {path.relative_to(folder)} is missing or cut short"
+            )
+    return record
 
 
-def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
-    """Restores a run and returns its progress; raises ValueError where its arguments were others."""
-    folder, progress = read_checkpoint(args)
-    before, now = progress.pop("arguments"), _fixed_arguments(args, accelerator, num_images)
+def load_checkpoint(
+    folder: Path, args: LoopArguments, accelerator: Accelerator, made_with: dict[str, str]
+) -> dict[str, Any]:
+    """Restores a run and returns its progress; raises ValueError where it was made with something else."""
+    record = read_checkpoint(folder)
+    before, now = record["arguments"], _fixed_arguments(args, accelerator, made_with)
     differ = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed := {name: (before.get(name), now.get(name)) for name in differ}:
-        raise ValueError(f"checkpoint {str(folder)!r} was written with other arguments (before, now): {changed}")
-    accelerator.load_state(str(folder))
-    if progress["best"] and not Path(args.output_dir, "config.json").is_file():
+        raise ValueError(
+            f"checkpoint {str(folder)!r} was written with other arguments or contents (before, now): {changed}; "
+            "resume with the same, or begin anew in another output_dir"
+        )
+    try:
+        accelerator.load_state(str(folder))
+    except Exception as error:  # torch, pickle and safetensors raise many types
+        raise ValueError(f"checkpoint {str(folder)!r} cannot be loaded: {error}") from error
+    progress = {name: record[name] for name in ("step", "best", "history")}
+    if progress["best"] and not has_model(Path(args.output_dir)):
         logger.warning(
             "%s has no best model of the earlier steps: the best is chosen among the steps to come", args.output_dir
         )
@@ -114,23 +176,23 @@ def load_checkpoint(args: LoopArguments, accelerator: Accelerator, num_images: i
     return progress
 
 
-def _fixed_arguments(args: LoopArguments, accelerator: Accelerator, num_images: int) -> dict[str, Any]:
+def _fixed_arguments(args: LoopArguments, accelerator: Accelerator, made_with: dict[str, str]) -> dict[str, Any]:
     """What the numbers of a run depend on: a run can be resumed only with the same."""
     may_change = names_with(args, MAY_CHANGE)
     fixed = {name: value for name, value in asdict(args).items() if name not in may_change}
     # accelerate names the files of a checkpoint otherwise with several processes than with one.
-    return {**fixed, "num_processes": accelerator.num_processes, "training_images": num_images}
+    return {**fixed, "num_processes": accelerator.num_processes, **made_with}
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder holds a model's config and weights."""
+    return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
 
 
 def save_best(task: Task, model: torch.nn.Module, output_dir: Path, measured: dict[str, Any]) -> None:
     """Writes the best model so far; where the disk is full or the run is killed meanwhile, the previous one stays."""
-    partial = output_dir / BEST_PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        task.save(model, partial, {**measured, "chosen": True})
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RuntimeError(f"the best model of step {measured['step']} could not be written ({error})") from error
+    partial = output_dir / f"best{PARTIAL}"
+    _save_model(task, model, partial, {**measured, "chosen": True})
     (partial / COMPLETE).touch()
     publish(partial, output_dir)
 
@@ -141,3 +203,22 @@ def publish(partial: Path, output_dir: Path) -> None:
         if file.name != COMPLETE:
             file.replace(output_dir / file.name)
     shutil.rmtree(partial)
+
+
+def save_last(task: Task, model: torch.nn.Module, output_dir: Path, measured: dict[str, Any]) -> None:
+    """Writes the model of the last step, whole or not at all."""
+    partial = output_dir / f"last{PARTIAL}"
+    _save_model(task, model, partial, {**measured, "chosen": False})
+    _put_in_place(partial, output_dir / "last")
+
+
+def _save_model(task: Task, model: torch.nn.Module, partial: Path, results: dict[str, Any]) -> None:
+    """Writes a model to a partial folder, and removes it again where that fails."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        task.save(model, partial, results)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RuntimeError(
+            f"the {partial.stem} model of step {results['step']} could not be written ({error}); checkpoints are intact"
+        ) from error

@@ -8,20 +8,26 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
 from .. import subsets
 from ..arguments import MAY_CHANGE, AtLeast, arg
 from ..data.images import ProcessedImages
+from ..files import fingerprint
 from ..keyed_random import KeyedGenerator
-from ..masking import MaskedClassifier
+from ..masking import MaskedClassifier, processing_digest
+from ..pretrained import load_model, load_processor
 from ..targets import predicted_targets
 from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
-from .images import load_splits
+from .images import content_of, load_splits
 from .loop import fit
-from .setup import make_accelerator, with_found_batch_size
+from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
+
+#: How the names of a classifier's own weights begin in transformers' families; DeiT has two heads. All others belong to
+#: the backbone, which must be complete: only the head may be new.
+HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 
 
 @dataclass
@@ -59,11 +65,13 @@ class ClassifierTask(Task):
             if args.image_size:
                 square = {"height": args.image_size, "width": args.image_size}
                 resized = {"size": square, "do_center_crop": False}
-            self.processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **resized)
+            self.processor = load_processor(args.model_name_or_path, **resized)
             parts = load_splits(args)
             names = class_names(parts[0], args)
-            classifier = AutoModelForImageClassification.from_pretrained(
+            classifier = load_model(
+                AutoModelForImageClassification,
                 args.model_name_or_path,
+                new_weights=HEADS,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 id2label=dict(enumerate(names)),
@@ -71,11 +79,22 @@ class ClassifierTask(Task):
             )
         columns = args.image_column_name, args.label_column_name
         self.train_images, self.eval_images = (
-            ProcessedImages(part, self.processor, classifier.config, *columns) for part in parts
+            ProcessedImages(part, self.processor, classifier.config, *columns, pixel_range=args.pixel_range)
+            for part in parts
         )
         freeze_mask_token(classifier.base_model)
         self.model: MaskedClassifier = MaskedClassifier(classifier)
         self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
+
+    def made_with(self) -> dict[str, str]:
+        """Digests of the backbone that training starts from, image processor and images."""
+        assert isinstance(self.model, MaskedClassifier)
+        return {
+            "backbone_content": fingerprint(self.model.classifier.base_model),
+            "processor_content": processing_digest(self.processor),
+            "training_images": content_of(self.train_images),
+            "validation_images": content_of(self.eval_images),
+        }
 
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """Cross-entropy of the classifier's prediction from the visible patches."""
@@ -126,7 +145,8 @@ class ClassifierTask(Task):
 def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
     """Fine-tunes a classifier (section 5.1), writes it with its processor to `output_dir`, and returns its scores."""
     accelerator = make_accelerator(args)
-    return fit(ClassifierTask(args, accelerator), args, accelerator)
+    with output_folder(args, accelerator):
+        return fit(ClassifierTask(args, accelerator), args, accelerator)
 
 
 def class_names(dataset, args: ClassifierArguments) -> list[str]:

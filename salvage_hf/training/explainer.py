@@ -1,5 +1,6 @@
 """Training of explainers against a frozen classifier (sections 4 and 5.1)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,23 +9,23 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 
 from ..arguments import AtLeast, arg
 from ..data.images import ProcessedImages
 from ..faithfulness import rank_scores
+from ..files import fingerprint
 from ..hub import cards
 from ..keyed_random import KeyedGenerator
-from ..masking import STRATEGIES, MaskedClassifier
+from ..masking import STRATEGIES, MaskedClassifier, processing_digest, provenance
 from ..modeling import SalvageModel
 from ..objectives import OBJECTIVES, SubsetValues
-from ..subsets import LAWS
+from ..subsets import LAWS, uniform
 from ..targets import predicted_targets, target_attributions
 from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
-from .images import load_splits
+from .images import content_of, load_splits, name_of
 from .loop import fit
-from .setup import make_accelerator, with_found_batch_size
+from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
 
 #: Subsets per image on which the loss is validated.
@@ -81,16 +82,21 @@ class ExplainerTask(Task):
             self.classifier = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-            self.processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+            self.processor = self.classifier.processor
             config = self.classifier.config if args.target == "label" else None
             columns = args.image_column_name, args.label_column_name
             train_split, eval_split = load_splits(args)
             self.train_images = ProcessedImages(
-                train_split, self.processor, config, *columns, args.num_views, args.seed
+                train_split, self.processor, config, *columns, args.num_views, args.seed, pixel_range=args.pixel_range
             )
-            self.eval_images = ProcessedImages(eval_split, self.processor, config, *columns)
+            self.eval_images = ProcessedImages(
+                eval_split, self.processor, config, *columns, pixel_range=args.pixel_range
+            )
         model = SalvageModel.from_classifier(
-            self.classifier.classifier, objective=args.objective, paired_values=self.objective.paired_values
+            self.classifier.classifier,
+            objective=args.objective,
+            paired_values=self.objective.paired_values,
+            explained_classifier=provenance(self.classifier),
         ).to(accelerator.device)
         freeze_mask_token(model.backbone)
         if args.freeze_backbone:
@@ -101,6 +107,15 @@ class ExplainerTask(Task):
             }
         self.model = model
         self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
+
+    def made_with(self) -> dict[str, str]:
+        """Digests of classifier, image processor and images."""
+        return {
+            "classifier_content": fingerprint(self.classifier.classifier),
+            "processor_content": processing_digest(self.processor),
+            "training_images": content_of(self.train_images),
+            "validation_images": content_of(self.eval_images),
+        }
 
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """The mean of the objective over images and subsets: the paper's training step (sections 4.1 and 4.2)."""
@@ -119,7 +134,8 @@ class ExplainerTask(Task):
 
     def draw_subsets(self, output, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
         """The subsets of a training step, bool [B, M, N]."""
-        scores = target_attributions(output.attributions.detach(), self.targets(batch))
+        # The loop finds a loss that is not finite at its next log, and names the cause: drawing must not fail before.
+        scores = target_attributions(output.attributions.detach().nan_to_num(), self.targets(batch))
         return draw_subsets(self.args, scores, batch["ids"], step)
 
     def ask_classifier(self, batch: dict[str, torch.Tensor], drawn: torch.Tensor) -> SubsetValues:
@@ -162,6 +178,22 @@ class ExplainerTask(Task):
         hit_rate = "accuracy" if self.args.target == "label" else "agreement"  # with the classifier's predictions
         return dict(zip(("srg", "lif", "mif", self.objective.measure, hit_rate), means, strict=True))
 
+    @torch.no_grad()
+    def why_not_finite(self, images: ProcessedImages, indices: Iterable[int]) -> str:
+        """Names an image for which the classifier's predictions are NaN or infinite."""
+        for index in indices:
+            pixels = images[index]["pixel_values"][None].to(self.accelerator.device)
+            rows, columns = self.classifier.patch_grid(pixels)
+            generator = KeyedGenerator("subsets of a loss that is not finite", keys=torch.tensor([index]))
+            drawn = uniform(1, NUM_VALIDATION_SUBSETS, rows * columns, generator=generator)
+            drawn[:, 0], drawn[:, 1] = False, True
+            if not self.classifier.logits(pixels, drawn).isfinite().all():
+                return (
+                    f"the classifier's predictions for image {name_of(images, index)} are NaN or infinite, which is "
+                    "the fault of the classifier, its image processor or the mixed precision"
+                )
+        return ""
+
     def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
         """Writes the explainer with its code, the image processor and the model card."""
         assert isinstance(model, SalvageModel)
@@ -180,7 +212,8 @@ def train_explainer(args: ExplainerArguments, task: type[ExplainerTask] = Explai
         task: the class of the task; a subclass can measure the parts of a step.
     """
     accelerator = make_accelerator(args)
-    return fit(task(args, accelerator), args, accelerator)
+    with output_folder(args, accelerator):
+        return fit(task(args, accelerator), args, accelerator)
 
 
 def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:

@@ -1,14 +1,19 @@
-"""The images of a run, split into training and validation images."""
+"""The images of a run: how they are split for training and validation, and what identifies them."""
+
+from typing import Any
 
 from datasets import Dataset, get_dataset_split_names
 
-from ..data.loading import load_images
+from ..data.images import ProcessedImages, content_digest
+from ..data.loading import image_name, load_images
+from ..files import digest
 from .arguments import LoopArguments
 
 
 def load_splits(args: LoopArguments) -> tuple[Dataset, Dataset]:
     """Training and validation images, as the arguments say."""
-    options = {"image_column": args.image_column_name, "on_bad_image": args.on_bad_image}
+    options: dict[str, Any] = {"image_column": args.image_column_name, "on_bad_image": args.on_bad_image}
+    options["pixel_range"] = args.pixel_range
     train = load_images(args.dataset_name, args.train_dir, **options)
     if args.validation_dir:
         validation = load_images(folder=args.validation_dir, **options)
@@ -23,3 +28,15 @@ def load_splits(args: LoopArguments) -> tuple[Dataset, Dataset]:
         # A fixed seed, so that runs with different seeds are compared on the same images.
         validation = validation.shuffle(seed=0).select(range(args.max_eval_samples))
     return train, validation
+
+
+def content_of(images: ProcessedImages) -> str:
+    """How many images there are, and a digest of their files and labels: they are read once more for it."""
+    indices = list(range(len(images.images)))
+    return f"{len(indices)} images, content {digest(content_digest(images, indices), repr(images.labels))}"
+
+
+def name_of(images: ProcessedImages, index: int) -> str:
+    """The name of the image that an item shows."""
+    number = index % len(images.images)
+    return image_name(images.images[number][images.image_column], number)

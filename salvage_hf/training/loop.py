@@ -8,20 +8,31 @@ processes.
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..arguments import PRIVATE, names_with
+from ..data.images import ProcessedImages
+from ..files import LOCK, write_bytes
 from ..hub.publishing import push_model, repository_name
 from .arguments import LoopArguments
-from .checkpoints import load_checkpoint, save_best, save_checkpoint
+from .checkpoints import (
+    checkpoint_to_resume,
+    has_model,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+    save_last,
+)
 from .setup import TRACKER_LOGS
 from .task import Task
 
@@ -51,6 +62,8 @@ class _TrainingRun:
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         self.task, self.args, self.accelerator = task, args, accelerator
         self.output_dir = Path(args.output_dir)
+        contents = [task.made_with() if accelerator.is_main_process else {}]
+        self.made_with: dict[str, str] = broadcast_object_list(contents)[0]
         loader = self._make_loader()
         if args.learning_rate is None:
             raise ValueError("learning_rate is needed, for example 1e-5; got None")
@@ -62,14 +75,15 @@ class _TrainingRun:
         self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
         self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
         self.max_steps = args.max_train_steps or args.num_train_epochs * self.steps_per_epoch
-        # accelerate does not prepare the scheduler, because it would step it once per process instead of once.
-        self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, args.num_warmup_steps, self.max_steps)
-        accelerator.register_for_checkpointing(self.scheduler)
+        self.scheduler = accelerator.prepare_scheduler(
+            get_scheduler(args.lr_scheduler_type, self.optimizer, args.num_warmup_steps, self.max_steps)
+        )
         interval = args.checkpointing_steps
         self.checkpointing_steps = self.steps_per_epoch if interval == "epoch" else int(interval or self.max_steps)
         self._init_trackers()
         self.progress: dict[str, Any] = {"step": 0, "best": None, "history": []}
         self.losses: list[torch.Tensor] = []  # since the last log
+        self.ids: list[torch.Tensor] = []  # of the images of these losses
 
     def _make_loader(self) -> DataLoader:
         args, images = self.args, self.task.train_images
@@ -98,8 +112,8 @@ class _TrainingRun:
 
     def run(self) -> dict[str, Any]:
         """All steps from the start or the checkpoint to the last; returns the results."""
-        if self.args.resume_from_checkpoint:
-            self.progress = load_checkpoint(self.args, self.accelerator, len(self.task.train_images))
+        if folder := checkpoint_to_resume(self.args):
+            self.progress = load_checkpoint(folder, self.args, self.accelerator, self.made_with)
             if self.progress["step"] > self.max_steps:
                 raise ValueError(
                     f"the checkpoint is of step {self.progress['step']}, after the last one, {self.max_steps}"
@@ -140,6 +154,7 @@ class _TrainingRun:
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.losses.append(loss.detach())
+        self.ids.append(batch["ids"])
 
     def _measure_and_keep(self) -> None:
         """Logs, validates and writes a checkpoint, each where its interval ends at this step."""
@@ -159,23 +174,32 @@ class _TrainingRun:
             logged = {name: value for name, value in measured.items() if name != "step"}
             self.accelerator.log(logged, step=step)
         if checkpoint:
-            save_checkpoint(self.args, self.accelerator, self.progress, len(self.task.train_images))
+            save_checkpoint(self.args, self.accelerator, self.progress, self.made_with)
 
     def _mean_loss(self) -> float:
         """The mean loss since the last log, over all processes; FloatingPointError where it is not finite."""
         loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        self.losses.clear()
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} before step {self.progress['step']}: lower --learning_rate, or resume from an "
-                "earlier checkpoint; no checkpoint was written since"
-            )
+            self._fail(f"the loss is {loss}", self.task.train_images, torch.cat(self.ids).tolist())
+        self.losses.clear()
+        self.ids.clear()
         self.bar.set_postfix(loss=f"{loss:.4f}")
         return loss
+
+    def _fail(self, what: str, images: ProcessedImages, indices: Iterable[int]) -> NoReturn:
+        """Raises FloatingPointError with the cause of a number that is not finite, the same one in all processes."""
+        causes = gather_object([self.task.why_not_finite(images, indices)])
+        cause = next(filter(None, causes), "lower --learning_rate, or resume from an earlier checkpoint")
+        raise FloatingPointError(
+            f"{what} before step {self.progress['step']}: {cause}; no checkpoint was written since"
+        )
 
     def _validate(self, step: int) -> dict[str, float]:
         self.model.eval()
         scores = {f"eval_{name}": score for name, score in self.task.evaluate(self.model).items()}
+        if not all(map(math.isfinite, scores.values())):
+            images = self.task.eval_images
+            self._fail(f"the validation's scores are {scores}", images, range(len(images)))
         logger.info("step %d: %s", step, {name: round(value, 4) for name, value in scores.items()})
         return scores
 
@@ -193,11 +217,15 @@ class _TrainingRun:
         best = self.progress["best"] or history[-1]
         results = {**best, "num_processes": accelerator.num_processes, "history": history}
         if accelerator.is_main_process:
-            last_model = accelerator.unwrap_model(self.model)
-            self.task.save(last_model, self.output_dir / "last", {**history[-1], "chosen": False})
-            (self.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+            save_last(self.task, accelerator.unwrap_model(self.model), self.output_dir, history[-1])
+            write_bytes(self.output_dir / "all_results.json", (json.dumps(results, indent=2) + "\n").encode())
+            if not has_model(self.output_dir):
+                raise RuntimeError(
+                    f"{self.args.output_dir!r} does not hold the best model, of step {best['step']}: the folder was "
+                    "removed or emptied while the run wrote to it; last/ holds the model of the last step"
+                )
             if self.args.push_to_hub:
-                left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*"]
+                left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*", f"{LOCK}*"]
                 name = repository_name(self.args.hub_model_id, self.args.output_dir)
                 push_model(self.output_dir, name, self.args.hub_token, left_out)
         accelerator.wait_for_everyone()

@@ -1,6 +1,7 @@
 """What a training run learns: the interface between tasks and the loop."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ class Task(ABC):
 
     Attributes:
         model: the model; its parameters that require gradients are trained.
-        train_images: the training images.
+        train_images, eval_images: the training and the validation images.
         best_metric: the validation score, higher is better, that selects the best model.
     """
 
     model: torch.nn.Module
     train_images: ProcessedImages
+    eval_images: ProcessedImages
     best_metric: str
+
+    @abstractmethod
+    def made_with(self) -> dict[str, str]:
+        """Digests of the contents, beside the arguments, that the numbers of a run depend on.
+
+        A checkpoint keeps them, and a run with others is not resumed. Called once, before the first step.
+        """
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], step: int) -> torch.Tensor:
@@ -47,3 +56,7 @@ class Task(ABC):
             folder: where to write it.
             results: what was measured at its step; "chosen" says whether this selected the model.
         """
+
+    def why_not_finite(self, images: ProcessedImages, indices: Iterable[int]) -> str:
+        """What, other than the learning rate, makes the loss of some images NaN or infinite; "" where nothing does."""
+        return ""

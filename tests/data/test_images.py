@@ -6,11 +6,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from image_files import config_with, parquet, picture, png
+from image_files import black_png, config_with, parquet, picture, png
+from memory import peak_memory
 from PIL import Image
+from transformers import AutoImageProcessor
 
-from salvage_hf.data.images import ProcessedImages, random_view
+from salvage_hf.data.images import ProcessedImages, content_digest, random_view
 from salvage_hf.data.loading import image_names, load_images
+from salvage_hf.data.pictures import MAX_ASPECT_RATIO
+from salvage_hf.data.processors import process
 
 
 def test_a_folder_gives_every_image_with_its_label_and_name(folder, processor):
@@ -102,3 +106,78 @@ def test_a_random_view_is_a_part_of_the_picture():
         assert abs(width / height - 2) < 0.05
         steps = np.diff(view[0, :, 0].astype(int))
         assert (steps == (-1 if numbers[3] < 0.5 else 1)).all()
+
+
+@pytest.mark.parametrize("config", [{"image_std": [0.0, 1.0, 1.0]}, {"rescale_factor": float("inf")}])
+def test_pixels_that_are_no_numbers_name_the_image(folder, save_processor, tmp_path, config):
+    save_processor(tmp_path, **config)
+    images = ProcessedImages(load_images(folder=str(folder)), AutoImageProcessor.from_pretrained(tmp_path))
+    with pytest.raises(ValueError, match=r"image 'n01440764_tench/.*_2.jpg': .*pixel values that are NaN or infinite"):
+        images[2]
+
+
+def test_an_image_that_is_broken_later_is_named(folder, processor):
+    images = ProcessedImages(load_images(folder=str(folder)), processor)
+    (folder / "n01440764_tench" / "n01440764_tench_val_2.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"image 'n01440764_tench/n01440764_tench_val_2.jpg' cannot be read: "):
+        images.__getitems__([0, 2])
+
+
+def test_images_of_several_sizes_are_no_batch(tmp_path, save_processor):
+    save_processor(tmp_path, do_center_crop=False)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    name = parquet(tmp_path, [png(picture(size=(20, 20))), png(picture(size=(40, 20)))])
+    with pytest.raises(ValueError, match="gives images of sizes"):
+        ProcessedImages(load_images(name), processor).__getitems__([0, 1])
+
+
+@pytest.mark.parametrize("family", ["dinov2", "vit"])
+def test_a_classifier_of_one_channel_gets_its_pictures(folder, save_processor, tmp_path, tiny_classifier, family):
+    save_processor(tmp_path, image_mean=[0.5], image_std=[0.25])
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    images = ProcessedImages(load_images(folder=str(folder)), processor)
+    classifier = tiny_classifier(family, num_channels=1)
+    assert classifier(images[0]["pixel_values"][None]).logits.isfinite().all()
+
+
+def test_the_range_of_values_belongs_to_the_content(tmp_path, processor):
+    (tmp_path / "scans").mkdir()
+    values = np.linspace(0, 4095, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(values).save(tmp_path / "scans" / "a.png")
+    digests = set()
+    for pixel_range in ((0, 4095), (100, 4000), [0, 4095]):
+        dataset = load_images(folder=str(tmp_path / "scans"), pixel_range=pixel_range)
+        images = ProcessedImages(dataset, processor, pixel_range=pixel_range)
+        wanted = Image.fromarray(
+            (255 * ((values.clip(*pixel_range) - pixel_range[0]) / (pixel_range[1] - pixel_range[0])))
+            .round()
+            .astype(np.uint8)
+        )
+        assert torch.equal(images[0]["pixel_values"], process(processor, [wanted.convert("RGB")])[0])
+        digests.add(content_digest(images, [0]))
+    assert len(digests) == 2
+
+
+def test_a_batch_of_large_images_needs_the_memory_of_one(tmp_path, processor):
+    (tmp_path / "large").mkdir()
+    for number in range(6):
+        (tmp_path / "large" / f"{number}.png").write_bytes(black_png(2_000, 2_000))
+    images = ProcessedImages(load_images(folder=str(tmp_path / "large")), processor)
+    images[0]
+    with peak_memory() as one:
+        images[0]
+    with peak_memory() as six:
+        images.__getitems__(list(range(6)))
+    assert six.megabytes < one.megabytes + 50  # a decoded one has 16
+
+
+def test_the_narrowest_image_takes_little_memory(tmp_path, save_processor):
+    """Of a single column of pixels, a processor that scales the shorter edge to 224 pixels would make gigabytes."""
+    save_processor(tmp_path, 224)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "narrow").mkdir()
+    (tmp_path / "narrow" / "1.png").write_bytes(black_png(1, MAX_ASPECT_RATIO))
+    images = ProcessedImages(load_images(folder=str(tmp_path / "narrow")), processor)
+    with peak_memory() as peak:
+        assert images[0]["pixel_values"].shape == (3, 224, 224)
+    assert peak.megabytes < 300

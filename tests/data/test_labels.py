@@ -4,11 +4,14 @@ import logging
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from image_files import config_with, parquet, picture, png
+from transformers import PretrainedConfig
 
 from salvage_hf.data.images import ProcessedImages
 from salvage_hf.data.labels import match_labels
-from salvage_hf.data.loading import load_images
+from salvage_hf.data.loading import image_names, load_images
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,72 @@ from salvage_hf.data.loading import load_images
 )
 def test_labels_are_matched_by_name(names, labels, expected):
     assert match_labels(names, config_with(*labels)) == expected
+
+
+@given(
+    values=st.permutations(range(12)),
+    ours=st.sampled_from(["{}", "{:02}", "LABEL_{}", "class_{}", "Class {}"]),
+    theirs=st.sampled_from(["{}", "LABEL_{}", "{:03}"]),
+)
+def test_labels_that_are_numbers_are_matched_by_value(values, ours, theirs):
+    classifier = config_with(*[theirs.format(value) for value in range(12)])
+    assert match_labels([ours.format(value) for value in values], classifier) == list(values)
+
+
+@pytest.mark.parametrize("pattern", ["{}", "LABEL_{}"])
+@pytest.mark.parametrize("labels", [[f"LABEL_{i}" for i in range(11)], None])
+def test_folders_that_are_numbers_are_the_classes_of_these_numbers(tmp_path, processor, pattern, labels):
+    """As texts they are sorted 0, 1, 10, 2."""
+    for value in range(11):
+        (tmp_path / "images" / pattern.format(value)).mkdir(parents=True)
+        picture(value).save(tmp_path / "images" / pattern.format(value) / f"{value}.png")
+    dataset = load_images(folder=str(tmp_path / "images"))
+    config = config_with(*labels) if labels else PretrainedConfig(num_labels=11)
+    images = ProcessedImages(dataset, processor, config)
+    names = [name.split("/")[1] for name in image_names(dataset)]
+    assert images.labels == [int(name.removesuffix(".png")) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["1", "2", "3"], ["LABEL_0", "LABEL_1", "LABEL_2"]),  # as long, but not the same numbers
+        (["0", "1", "1"], ["0", "1", "2"]),
+        (["1", "01"], ["LABEL_0", "LABEL_1"]),
+        (["0", "1"], ["cat", "dog"]),
+        (["1", "2"], ["LABEL_0"]),
+    ],
+)
+def test_numbers_that_are_not_the_classifiers_are_refused(names, labels):
+    with pytest.raises(ValueError, match="cannot be matched to the classifier's"):
+        match_labels(names, config_with(*labels))
+
+
+def test_one_label_without_a_name_is_absent_in_0_and_present_in_1():
+    assert match_labels(["1", "0"], config_with("LABEL_0")) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "shown"),
+    [
+        (["cat", "dog"], ["LABEL_0", "LABEL_1"], "cat -> LABEL_0, dog -> LABEL_1"),
+        (["no", "yes"], ["LABEL_0"], "no -> not LABEL_0, yes -> LABEL_0"),
+        (["cat", "dog"], ["dog", "cat"], None),
+        (["1", "0"], ["LABEL_0", "LABEL_1"], None),
+    ],
+)
+def test_an_order_that_is_trusted_is_shown_without_any_logging_set_up(names, labels, shown, monkeypatch, capsys):
+    """As in the benchmark, which sets up no logging: Python then prints warnings."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    match_labels(names, config_with(*labels))
+    printed = capsys.readouterr().err
+    assert (shown in printed) if shown else printed == ""
+
+
+def test_messages_name_20_labels_at_most():
+    with pytest.raises(ValueError, match=r"'name 19' and 980 more\] against \['other 0'") as error:
+        match_labels([f"name {i}" for i in range(1000)], config_with(*[f"other {i}" for i in range(1000)]))
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(

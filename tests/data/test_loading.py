@@ -1,12 +1,17 @@
 """Reading images: folders, data sets, broken files, modes."""
 
 import logging
+import os
+import subprocess
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
-from image_files import corrupt, parquet, picture, png
+from image_files import EPS, corrupt, parquet, picture, png
 from PIL import Image
 
+from salvage_hf.data.images import ProcessedImages, content_digest
 from salvage_hf.data.loading import image_names, load_images, open_image
 
 
@@ -27,6 +32,56 @@ def test_changed_files_are_read_again(folder):
     broken.write_bytes(b"no image any more")
     with pytest.raises(ValueError, match="1 of 6"):
         load_images(folder=str(folder))
+
+
+def test_every_file_is_checked_anew(folder):
+    """An image that was mended is taken, and one that was overwritten under its old time is not."""
+    path = folder / "n01440764_tench" / "n01440764_tench_val_1.jpg"
+    whole, status = path.read_bytes(), path.stat()
+    for content, good in ((whole, True), (b"x" * len(whole), False), (whole, True)):
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert len(load_images(folder=str(folder), on_bad_image="skip")) == (6 if good else 5)
+
+
+def test_a_data_set_that_cannot_be_loaded_is_named_with_the_cause(tmp_path, monkeypatch):
+    name = parquet(tmp_path, [png(picture())])
+    next((tmp_path / "dataset").iterdir()).write_bytes(b"PAR1 damaged")
+    with pytest.raises(ValueError, match=f"the split 'train' of '{name}' cannot be loaded: .*[Pp]arquet"):
+        load_images(name)
+    with pytest.raises(ValueError, match="the split 'train' of 'nobody/nothing' cannot be loaded: "):
+        load_images("nobody/nothing")
+
+
+def test_a_cache_that_cannot_be_written_is_the_cause(tmp_path, monkeypatch):
+    name = parquet(tmp_path, [png(picture())])
+    (tmp_path / "cache").write_text("a file where the folder of the cache should be")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(ValueError, match=f"the split 'train' of '{name}' cannot be loaded: .*{tmp_path / 'cache'}"):
+        load_images(name)
+
+
+def test_other_columns_of_images_are_not_opened(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program was started"))
+    name = parquet(tmp_path, [png(picture())], [{"bytes": EPS, "path": None}], datasets.Image())
+    images = ProcessedImages(load_images(name), processor)
+    assert images[0]["pixel_values"].shape == (3, 16, 16)
+    assert len(content_digest(images, [0])) > 0
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # the tests may run as a user who may read everything
+    with pytest.raises(ValueError, match=f"folder '{folder}' cannot be read: .*Permission denied"):
+        load_images(folder=str(folder))
+
+
+def test_a_column_without_images_is_refused(tmp_path):
+    name = parquet(tmp_path, [png(picture())], [0])
+    with pytest.raises(ValueError, match=r"column 'label' of the data set '.*' holds no images, but Value"):
+        load_images(name, image_column="label")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +168,11 @@ def test_pixels_of_other_ranges_are_refused_by_name(tmp_path, values):
         (tmp_path / "images" / label).mkdir(parents=True)
         picture().save(tmp_path / "images" / label / "good.png")
     Image.fromarray(values).save(tmp_path / "images" / "a" / "bad.tiff")
-    with pytest.raises(ValueError, match=r"a/bad.tiff \(ValueError: .*images of 8 or 16 bits are needed\)"):
+    with pytest.raises(ValueError, match=r"a/bad.tiff \(its .*pixels lie between .* images of 8 or 16 bits are needed"):
         load_images(folder=str(tmp_path / "images"))
+    assert len(load_images(folder=str(tmp_path / "images"), pixel_range=(0, 70_000))) == 3
+    with pytest.raises(ValueError, match=r"pixel_range must be two numbers, the smaller one first, got \[9, 1\]"):
+        load_images(folder=str(tmp_path / "images"), on_bad_image="skip", pixel_range=[9, 1])
 
 
 def test_photographs_are_turned_upright_as_transformers_does(tmp_path):

@@ -1,10 +1,21 @@
 """What an image processor does to a picture."""
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    LevitImageProcessor,
+    PerceiverImageProcessor,
+    PoolFormerImageProcessor,
+    ViTImageProcessor,
+)
 
-from salvage_hf.data.processors import processed_size
+from salvage_hf.data.processors import process, processed_box, processed_size, to_pictures
 
 
 @pytest.mark.parametrize(
@@ -23,3 +34,96 @@ def test_processed_size_is_what_the_processor_returns(save_processor, tmp_path, 
     if size:
         pixel_values = processor(Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
         assert pixel_values.shape[-2:] == size
+
+
+@pytest.mark.parametrize(
+    ("processor", "settings"),
+    [
+        (ConvNextImageProcessor(size={"shortest_edge": 224}), "'crop_pct': 0.875"),
+        (PoolFormerImageProcessor(), "'crop_pct': 0.9"),
+        (LevitImageProcessor(), "'shortest_edge': 224"),  # it scales by 256 / 224 more than it says
+        (PerceiverImageProcessor(), "'crop_size'"),
+        (
+            EfficientNetImageProcessor(do_center_crop=True),
+            "'do_center_crop': True",
+        ),  # it crops nothing without resizing
+        (BitImageProcessor(do_pad=True, pad_size={"height": 300, "width": 300}), "'do_pad': True"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_a_geometry_that_is_not_known_is_refused(processor, settings):
+    for width, height in ((500, 333), (333, 500), (400, 400), (30, 900)):
+        with pytest.raises(ValueError, match=r"which part of a picture the image processor .* is not known") as error:
+            processed_box(processor, width, height)
+        assert type(processor).__name__ in str(error.value)
+        assert settings in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("processor", "box"),
+    [
+        (ViTImageProcessor(), (0, 0, 500, 333)),
+        (ViTImageProcessor(do_resize=False), (0, 0, 500, 333)),
+        (BitImageProcessor(resample=0), (83, 0, 417, 333)),
+        (BitImageProcessor(size={"shortest_edge": 256}), (104, 21, 396, 312)),
+        (BitImageProcessor(do_resize=False), (138, 54, 362, 278)),
+        (BitImageProcessor(do_resize=False, crop_size={"height": 400, "width": 400}), (50, -34, 450, 366)),
+        (ConvNextImageProcessor(), (0, 0, 500, 333)),  # it crops only below 384 pixels
+        (ViTImageProcessor(image_mean=[0.5], image_std=[0.5]), (0, 0, 500, 333)),
+    ],
+    ids=lambda value: "",
+)
+def test_the_box_of_a_known_geometry(processor, box):
+    assert processed_box(processor, 500, 333) == box
+
+
+@pytest.mark.parametrize("image_std", [[0.0, 1.0, 1.0], [float("nan")] * 3])
+def test_pixels_that_are_no_numbers_are_refused(save_processor, tmp_path, image_std):
+    save_processor(tmp_path, image_std=image_std)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"gives pixel values that are NaN or infinite: check its image_std .*(0.0|nan)"
+    ):
+        process(processor, [Image.new("RGB", (20, 20), "white")])
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 1e308])
+def test_rescaling_beyond_all_numbers_is_refused(save_processor, tmp_path, factor):
+    save_processor(tmp_path, rescale_factor=factor)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"NaN or infinite: .*rescale_factor (inf|nan|1e\+308)"):
+        process(processor, [Image.new("RGB", (20, 20), "white")])
+
+
+@pytest.mark.parametrize("wrong", [{"size": {"shortest_edge": 0}}, {"image_mean": [0.5, 0.5]}, {"resample": 77}])
+def test_what_a_processor_raises_becomes_a_sentence(save_processor, tmp_path, wrong):
+    save_processor(tmp_path, **wrong)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the image processor BitImageProcessor"):
+        process(processor, [Image.new("RGB", (20, 20))])
+
+
+@pytest.mark.parametrize("do_convert_rgb", [True, False])
+def test_a_processor_of_one_channel_gets_grey_pictures(save_processor, tmp_path, do_convert_rgb):
+    save_processor(tmp_path, image_mean=[0.5], image_std=[0.25], do_convert_rgb=do_convert_rgb)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    picture = Image.new("RGB", (20, 20), (255, 0, 0))
+    pixel_values = process(processor, [picture, picture])
+    assert pixel_values.shape == (2, 1, 16, 16)
+    grey = 76 / 255  # the luma of red
+    assert torch.allclose(pixel_values, torch.tensor((grey - 0.5) / 0.25))
+    assert (to_pictures(pixel_values, processor) == 76).all()
+    assert to_pictures(pixel_values, processor).shape == (2, 16, 16, 3)
+    assert processed_size(processor) == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"image_std": [0.1, 0.2, 3.0]}],
+)
+def test_pictures_of_pixel_values_are_what_the_model_sees(save_processor, tmp_path, options):
+    save_processor(tmp_path, **options)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    colours = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    pixel_values = process(processor, [Image.fromarray(colours)])
+    assert np.array_equal(to_pictures(pixel_values, processor)[0].numpy(), colours[2:18, 2:18])

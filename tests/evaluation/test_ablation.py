@@ -1,11 +1,13 @@
 """The ablations: every arm is trained once, with equal steps and its own recipe, and its last model is scored."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from forked import Forked
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -14,7 +16,9 @@ from salvage_hf.evaluation import ablation
 from salvage_hf.evaluation.ablation import AblationArguments, ablation_table, run_ablation
 from salvage_hf.evaluation.arguments import BenchmarkArguments
 from salvage_hf.evaluation.benchmark import run_benchmark
+from salvage_hf.evaluation.reading import read_ablation
 from salvage_hf.evaluation.results import ARMS
+from salvage_hf.files import locked
 from salvage_hf.training.explainer import ExplainerArguments
 
 
@@ -175,3 +179,40 @@ def test_error_messages(arguments):
     run_ablation(*arguments(seeds=[0], max_train_steps=1))
     with pytest.raises(ValueError, match=r"other arguments \(before, now\): {'max_train_steps': \(1, 2\)}"):
         run_ablation(*arguments(seeds=[0], max_train_steps=2))
+
+
+def test_a_run_that_has_no_score_yet_stands_in_no_figure(arguments, monkeypatch, tmp_path):
+    """A half-finished ablation is said to be one; arms without a finished run are left out."""
+
+    def stopped(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "train_explainer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(*arguments(seeds=[0]))
+    with pytest.raises(ValueError, match=r"ablation\.json' holds no finished run: run scripts/ablation\.py again"):
+        read_ablation(tmp_path / "out")
+
+
+def test_damaged_runs_are_refused_by_name_before_any_training(arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(ablation, "train_explainer", None)
+    (tmp_path / "out").mkdir()
+    for wrong in ("", "[]", '{"settings": {}}', '{"settings": {"max_train_steps": 4}, "arms": {"other": {}}}'):
+        (tmp_path / "out" / "ablation.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"out/ablation\.json' is not what scripts/ablation\.py writes: "):
+            run_ablation(*arguments(seeds=[0]))
+
+
+def test_two_ablations_do_not_write_to_one_folder(arguments, monkeypatch, tmp_path):
+    def hold():
+        with locked(tmp_path / "out", "scripts/ablation.py"):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+
+    monkeypatch.setattr(ablation, "train_explainer", None)
+    first = Forked(hold)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=rf"is being written by process {first.process.pid} on .*ablation\.py\)"):
+        run_ablation(*arguments(seeds=[0]))
+    first.kill()

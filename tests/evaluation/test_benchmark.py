@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import logging
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save_file
 from transformers import AutoImageProcessor
 
 from salvage_hf import MaskedClassifier, attribution_methods
@@ -20,6 +24,7 @@ from salvage_hf.evaluation.benchmark import run_benchmark
 from salvage_hf.evaluation.tables import results_table
 from salvage_hf.faithfulness import rank_scores, relative_scores
 from salvage_hf.files import fingerprint
+from salvage_hf.masking import provenance
 from salvage_hf.modeling import SalvageModel
 
 
@@ -40,10 +45,11 @@ def arguments(tiny_classifier, save_processor, tmp_path):
             Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
 
     def build(**changes):
+        needs_explainer = "salvage" in changes.get("methods", ["salvage"])
         return BenchmarkArguments(
             **{
                 "model_name_or_path": str(tmp_path / "classifier"),
-                "explainers": [f"salvage={tmp_path / 'explainer'}"],
+                "explainers": [f"salvage={tmp_path / 'explainer'}"] if needs_explainer else [],
                 "validation_dir": str(tmp_path / "images"),
                 "max_eval_samples": 7,
                 "n_masks": 2,
@@ -252,13 +258,15 @@ def test_one_label(arguments, tiny_classifier, tmp_path):
 
 def test_methods_come_one_by_one_into_the_same_results(arguments):
     together = run_benchmark(arguments(methods=["salvage"], per_device_eval_batch_size=3))
-    together = run_benchmark(arguments(methods=["random"], explainers=[]))
+    together = run_benchmark(arguments(methods=["random"]))
     assert list(together["methods"]) == ["salvage", "random"]
     assert len(together["classification"]["salvage"]["predictions"]) == 9
 
 
-@pytest.mark.parametrize("change", ["n_masks", "budget", "images", "classifier", "pixels"])
-def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments, tmp_path, change):
+@pytest.mark.parametrize(
+    "change", ["n_masks", "budget", "images", "classifier", "layer_norm_eps", "resample", "version", "pixels"]
+)
+def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments, monkeypatch, tmp_path, change):
     results = run_benchmark(arguments(methods=["random"]))
     before = (tmp_path / "out" / "results.json").read_text()
     changes, told = {"methods": ["random"]}, "settings"
@@ -270,6 +278,11 @@ def test_what_cannot_stand_in_one_table_is_refused_and_nothing_is_lost(arguments
         changes["max_eval_samples"], told = 2, "settings and ids and targets"
     elif change == "pixels":
         Image.new("RGB", (20, 20)).save(tmp_path / "images" / results["ids"][0])
+    elif change == "version":
+        monkeypatch.setattr(benchmark, "version", lambda name: "0.0.1")
+    elif change in ("layer_norm_eps", "resample"):
+        path = tmp_path / "classifier" / ("config.json" if change == "layer_norm_eps" else "preprocessor_config.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), change: 0.5 if path.name == "config.json" else 2}))
     else:
         weights = load_file(tmp_path / "classifier" / "model.safetensors")
         weights["classifier.bias"] += 1
@@ -424,8 +437,8 @@ def test_regions(arguments, mask_dir, tmp_path):
                 expected = upper.flatten()[pixels.flatten().argsort(descending=True)[:128]].float().mean()
             assert value == pytest.approx(expected.item(), abs=1e-4)
     one = tmp_path / "masks" / results["ids"][0]
-    Image.fromarray(np.ones((20, 20), dtype=np.uint8)).save(one)
-    with pytest.raises(ValueError, match=r"has values 1\.\.1: a region is white \(above 127\), the rest black"):
+    Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(one)
+    with pytest.raises(ValueError, match=r"mask '.*' cannot be used: .* a region is white, the rest black"):
         run_benchmark(arguments(methods=["random"], mask_dir=mask_dir, output_dir=str(tmp_path / "ones")))
     with pytest.raises(ValueError, match=r"mask_dir=.*none' holds no mask of 9 images"):
         run_benchmark(
@@ -477,6 +490,17 @@ def test_error_messages(arguments):
         arguments(explainers=["salvage=a", "salvage=b"])
     with pytest.raises(ValueError, match="masking='fog' is not one of drop, mask_token, zero, mean, blur"):
         arguments(masking="fog")
+    with pytest.raises(ValueError, match="explainers: salvage is not among the methods random; add it there"):
+        arguments(methods=["random"], explainers=["salvage=a"])
+    for methods in ([], ["random", "rise", "random"]):
+        with pytest.raises(ValueError, match=r"methods must name one method or more, each once, got \["):
+            arguments(methods=methods)
+    with pytest.raises(ValueError, match="give either dataset_name or validation_dir, got None and None"):
+        arguments(validation_dir=None)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        arguments(seed=-1)
+    with pytest.raises(ValueError, match="seed must be at most 4294967295, got 4294967296"):
+        arguments(seed=2**32)
 
 
 def test_the_file_is_json_and_becomes_a_table(arguments, tmp_path):
@@ -484,3 +508,111 @@ def test_the_file_is_json_and_becomes_a_table(arguments, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["settings"]["relative"]["n_masks"] == 2
     assert results_table(results, ("srg",)).splitlines()[2].startswith("| Random | ")
+
+
+def test_a_damaged_file_of_maps_is_named_and_its_images_are_scored_again(arguments, caplog, tmp_path):
+    before = run_benchmark(arguments(methods=["random"]))
+    path = tmp_path / "out" / "maps" / "random.safetensors"
+    content = path.read_bytes()
+    for damage in (b"", content[:-9], b"\xff" * 200):
+        path.write_bytes(damage)
+        caplog.clear()
+        after = run_benchmark(arguments(methods=["random"]))
+        assert "maps/random.safetensors' is damaged, so its images are scored again" in caplog.text
+        assert without_timings(after) == without_timings(before)
+        assert torch.equal(load_file(path)["attributions"], load(content)["attributions"])
+
+
+@pytest.mark.parametrize("column", ["srg", "forwards"])
+def test_maps_without_a_column_or_with_nan_are_damaged_too(arguments, caplog, tmp_path, column):
+    run_benchmark(arguments(methods=["random"]))
+    path = tmp_path / "out" / "maps" / "random.safetensors"
+    with safe_open(path, framework="pt") as stored:
+        metadata = stored.metadata()
+    rows = load(path.read_bytes())
+    if column == "srg":
+        del rows["srg"]
+    else:
+        rows["attributions"][2, 0] = torch.nan
+    save_file(rows, path, metadata=metadata)
+    run_benchmark(arguments(methods=["random"]))
+    assert "maps/random.safetensors' is damaged, so its images are scored again" in caplog.text
+
+
+def test_damaged_results_are_refused_by_name_and_stay(arguments, tmp_path):
+    run_benchmark(arguments(methods=["random"]))
+    path = tmp_path / "out" / "results.json"
+    text = path.read_text()
+    for wrong in (text[:-9], "[]", text.replace('"classification"', '"classify"')):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"out/results\.json' is not what scripts/benchmark\.py writes: "):
+            run_benchmark(arguments(methods=["random"]))
+        assert path.read_text() == wrong
+
+
+def test_answers_that_are_nan_name_the_image(arguments, monkeypatch):
+    def nan_of_the_black_image(pixel_values, *rest):
+        logits = torch.rand(len(pixel_values), 3)
+        logits[pixel_values.flatten(1).mean(dim=1) < -1, 1] = torch.nan
+        return SimpleNamespace(logits=logits)
+
+    pixels = torch.rand(3, 3, 4, 4) - 2 * torch.tensor([0, 1, 0])[:, None, None, None]
+    images = [{"pixel_values": image, "ids": index} for index, image in enumerate(pixels)]
+    with pytest.raises(ValueError, match=r"classifier answers NaN or infinity to \['b'\]: leave them out, or give"):
+        benchmark.predictions(Accelerator(), nan_of_the_black_image, images, ["a", "b", "c"], 2, "classifier")
+
+    def refusing(v, pixel_values, attributions, targets, seed, ids):
+        if 4 in ids:
+            raise ValueError(f"v returned NaN for the images at {(ids == 4).nonzero().flatten().tolist()}")
+        return rank_scores(v, pixel_values, attributions, targets, seed, ids)
+
+    monkeypatch.setattr(scoring, "rank_scores", refusing)
+    with pytest.raises(ValueError, match=r"random cannot be scored on 'LABEL_1/1\.png': v returned NaN for the images"):
+        run_benchmark(arguments(methods=["random"], max_eval_samples=9))
+
+
+def test_predictions_follow_an_image_that_moves_to_another_class(arguments, tmp_path):
+    """Its content and its place among the images stay the same, but what is right does not."""
+    before = run_benchmark(arguments(methods=["random"], max_eval_samples=1))
+    label = next(label for label in (0, 1) if f"LABEL_{label}/2.png" not in before["ids"])
+    folder = tmp_path / "images"
+    (folder / f"LABEL_{label}" / "2.png").rename(folder / f"LABEL_{label + 1}" / "-.png")
+    after = run_benchmark(arguments(methods=["random"], max_eval_samples=1))
+    assert after["ids"] == before["ids"]
+    assert after["classification"]["labels"] != before["classification"]["labels"]
+    fresh = run_benchmark(arguments(methods=["random"], max_eval_samples=1, output_dir=str(tmp_path / "fresh")))
+    assert after["classification"] == fresh["classification"]
+
+
+def test_renamed_labels_are_shown_under_their_new_names(arguments, tmp_path):
+    run_benchmark(arguments(methods=["random"]))
+    config = json.loads((tmp_path / "classifier" / "config.json").read_text())
+    names = {"0": "tabby", "1": "beagle", "2": "canary"}
+    config |= {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
+    (tmp_path / "classifier" / "config.json").write_text(json.dumps(config))
+    for index, name in names.items():
+        (tmp_path / "images" / f"LABEL_{index}").rename(tmp_path / "images" / name)
+    results = run_benchmark(arguments(methods=["random"], output_dir=str(tmp_path / "other")))
+    assert results["label_names"] == ["tabby", "beagle", "canary"]
+
+
+def test_an_explainer_of_another_classifier_is_refused_unless_allowed(arguments, tiny_classifier, caplog, tmp_path):
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "classifier"))
+    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
+    for fingerprint_of_theirs, message in ((provenance(v)["fingerprint"], None), ("another", "weights or config")):
+        explainer.config.explained_classifier = {**provenance(v), "fingerprint": fingerprint_of_theirs}
+        explainer.save_pretrained(tmp_path / "explainer")
+        if message:
+            with pytest.raises(ValueError, match=rf"explainer was trained for the classifier .* {message}"):
+                run_benchmark(arguments(methods=["salvage"]))
+            assert list(run_benchmark(arguments(methods=["salvage"], allow_other_classifier=True))["methods"])
+            assert message in caplog.text
+        else:
+            run_benchmark(arguments(methods=["salvage"]))
+
+
+def test_the_log_shows_how_labels_were_matched(arguments, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("salvage_hf"), "level", logging.WARNING)
+    logging.getLogger("salvage_hf").manager._clear_cache()
+    run_benchmark(arguments(methods=["random"]))
+    assert "Labels of the data set and of the classifier: LABEL_0 -> LABEL_0, LABEL_1" in caplog.text

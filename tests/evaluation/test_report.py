@@ -8,81 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
+from faults import states_of_kills
 from sklearn.metrics import matthews_corrcoef
 
 from salvage_hf.evaluation import report_figures, report_tables
 from salvage_hf.evaluation.report import ReportArguments, write_report
 from salvage_hf.evaluation.results import ARMS
-from salvage_hf.evaluation.scores import SCORES
 
-METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")
-CURVES = ("lif", "mif", "r_lif", "r_mif")
-
-
-@pytest.fixture
-def make_benchmark(tmp_path):
-    """A factory: the output folder of a benchmark with made-up scores."""
-
-    def make(name="Pets", num_labels=3, regions=True, seed=0):
-        rng = np.random.default_rng(seed)
-        folder = tmp_path / name
-        (folder / "maps").mkdir(parents=True)
-        labels = rng.integers(0, max(num_labels, 2), 40).tolist()
-        columns = [score.name for score in SCORES.values() if regions or score.family != "region"]
-        methods = {}
-        for method in METHODS:
-            scores = {column: rng.random(8).round(3).tolist() for column in columns}
-            if regions:
-                scores["rra"][0] = scores["rma"][0] = scores["rma"][3] = None
-            curves = {curve: rng.random(4).round(3).tolist() for curve in CURVES}
-            methods[method] = {**scores, "curves": curves, "forwards": 1234.5, "seconds": 0.25, "made_with": {}}
-            save_file({"attributions": torch.rand(8, 4)}, folder / "maps" / f"{method}.safetensors")
-        predictions = {
-            model: {"weights": "", "predictions": [x if rng.random() < 0.8 else 0 for x in labels]}
-            for model in ("classifier", "salvage", "vit_shapley")
-        }
-        results = {
-            "settings": {"rank": {"images": 8}, "relative": {"n_masks": 4, "images": 5}},
-            "ids": [f"{i}.png" for i in range(8)],
-            "targets": labels[:8],
-            "examples": [0, 3],
-            "label_names": [f"kind {i}" for i in range(num_labels)],
-            "grid_size": [2, 2],
-            "methods": methods,
-            "classification": {"labels": labels, **predictions},
-            "misclassified": {"ids": ["9.png"], "predicted": [1], "true": [0]},
-        }
-        (folder / "results.json").write_text(json.dumps(results))
-        pictures = torch.randint(0, 255, (2, 8, 8, 3), dtype=torch.uint8)
-        save_file({"pictures": pictures}, folder / "examples.safetensors")
-        wrong = {"pictures": pictures[:1].contiguous(), "predicted": torch.rand(1, 4), "true": torch.rand(1, 4)}
-        save_file(wrong, folder / "misclassified.safetensors")
-        return str(folder), results
-
-    return make
-
-
-@pytest.fixture
-def ablation(tmp_path):
-    folder = tmp_path / "ablation"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    arms = {
-        name: {
-            str(seed): {
-                "history": [{"step": 10}, *({"step": step, "eval_srg": rng.random()} for step in (25, 50, 75, 100))],
-                "r_srg": rng.random(6).tolist(),
-                "srg": rng.random(6).tolist(),
-            }
-            for seed in range(3)
-        }
-        for name in ARMS
-    }
-    content = {"settings": {"max_train_steps": 100}, "arms": arms}
-    (folder / "ablation.json").write_text(json.dumps(content))
-    return str(folder), content
+METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")  # of `make_benchmark`
 
 
 def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchmark, ablation, tmp_path, monkeypatch):
@@ -118,7 +51,7 @@ def test_the_report_loads_no_training_and_no_benchmark():
 
 
 def test_the_page_says_what_the_tables_mark_and_escapes_titles(make_benchmark, tmp_path):
-    folder, results = make_benchmark()
+    folder, results = make_benchmark(num_images=12)
     for place, name in enumerate(METHODS):
         results["methods"][name]["srg"] = [0.9 - 0.2 * place + 0.001 * (number % 3) for number in range(12)]
     Path(folder, "results.json").write_text(json.dumps(results))
@@ -255,6 +188,16 @@ def test_figure_2_shows_the_three_best_and_random(make_benchmark):
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["Attn. last", "ViT-Shapley", "Random"]
 
 
+def test_figure_2_leaves_out_a_method_without_a_score(make_benchmark):
+    """The mean of no value is NaN, which would make the order of the methods any."""
+    _, results = make_benchmark()
+    for place, name in enumerate(("rise", "salvage", "vit_shapley", "last_attention", "random")):
+        results["methods"][name]["srg"] = [None] * 8 if name == "salvage" else [1.0 - 0.1 * place] * 8
+    figure = report_figures.cardinality_curves({"Pets": results["methods"]})
+    shown = [line.get_label() for line in figure.axes[0].get_lines()]
+    assert shown == ["RISE", "ViT-Shapley", "Attn. last", "Random"]
+
+
 def test_a_method_has_one_colour_in_all_panels(make_benchmark):
     _, pets = make_benchmark()
     _, cells = make_benchmark("cells", seed=1)
@@ -307,12 +250,33 @@ def test_several_data_sets_side_by_side(make_benchmark, tmp_path):
 
 def test_error_messages(make_benchmark, tmp_path):
     with pytest.raises(ValueError, match="benchmarks or ablations are needed"):
-        write_report(ReportArguments())
+        ReportArguments()
     with pytest.raises(ValueError, match=r"no results.json in .*nowhere': it is written by scripts/benchmark.py"):
         write_report(ReportArguments([str(tmp_path / "nowhere")]))
     folder, _ = make_benchmark()
-    with pytest.raises(ValueError, match="two results have the same title"):
+    with pytest.raises(ValueError, match="benchmarks: two have the same title"):
         write_report(ReportArguments([folder, folder]))
+    with pytest.raises(ValueError, match="benchmarks: 'Pets=' is not FOLDER or TITLE=FOLDER, for example Pets=outputs"):
+        write_report(ReportArguments(["Pets="]))
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_files_as_they_were(make_benchmark, tmp_path):
+    """Kills and full disks: at every change to the folder of the report."""
+    folder, results = make_benchmark()
+    report, states = tmp_path / "report", tmp_path / "states"
+    write_report(ReportArguments([folder], [], str(report)))
+    before = {path: path.read_bytes() for path in report.rglob("*.*") if path.is_file()}
+    for entry in results["methods"].values():
+        entry["srg"] = [1 - value for value in entry["srg"]]
+    Path(folder, "results.json").write_text(json.dumps(results))
+    copies = states_of_kills(lambda: write_report(ReportArguments([folder], [], str(report))), report, states)
+    after = {path: path.read_bytes() for path in before if path.is_file()}
+    assert after.keys() == before.keys()
+    assert after != before
+    assert len(copies) > 2 * len(before)
+    for copy in copies:
+        for path in before:
+            assert (copy / path.relative_to(report)).read_bytes() in (before[path], after[path])
 
 
 def _table(path: Path) -> list[list[str]]:

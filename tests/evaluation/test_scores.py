@@ -57,7 +57,7 @@ def test_a_new_entry_is_computed_kept_and_tabulated(monkeypatch, tiny_classifier
     batch = {"pixel_values": images(2), "labels": torch.tensor([0, 1]), "ids": torch.tensor([5, 6]), "masks": masks}
     maps = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
     nothing = torch.tensor([], dtype=torch.int64)
-    args = BenchmarkArguments(model_name_or_path="any", methods=["random"])
+    args = BenchmarkArguments(model_name_or_path="any", validation_dir="any", methods=["random"])
     asked = {"rank": nothing, "relative": nothing}
     rows = score_batch(MaskedClassifier(tiny_classifier()), maps, batch, asked, args)
     assert rows.keys() == {"attributions", "rma", "rra", "largest"}

@@ -507,9 +507,9 @@ def test_models_that_are_no_image_classifiers_are_refused():
         ("resnet", {"masking": "drop", "patch_size": 4}, "needs one of dinov2.*resnet"),
         ("vit", {"masking": "mask_token"}, "needs a model with a mask_token .DINOv2., got a vit model"),
         ("resnet", {}, "patch_size is needed for a resnet"),
-        ("dinov2", {"masking": "noise"}, "'noise' is not one of"),
+        ("dinov2", {"masking": "noise"}, "masking must be one of .* got 'noise'"),
         ("dinov2", {"patch_size": 8}, "patch_size=8 differs from the model's own 4"),
-        ("resnet", {"patch_size": 0}, "patch_size must be at least 1 pixel, got 0"),
+        ("resnet", {"patch_size": 0}, "patch_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_wrong_arguments(tiny_classifier, family, arguments, message):
@@ -557,7 +557,7 @@ def test_wrong_subsets_are_refused(tiny_classifier, images, masking, subsets, me
 
 
 def test_pixel_values_without_a_batch_are_refused(tiny_classifier, images):
-    with pytest.raises(ValueError, match=r"must be \[B, C, H, W\]"):
+    with pytest.raises(ValueError, match=r"must be processed images, floating-point \[B, C, H, W\]"):
         masked(tiny_classifier()).embed(images(1)[0])
 
 
@@ -606,7 +606,7 @@ def test_a_classifier_that_returns_hidden_states_gathers_no_hooks(tiny_classifie
 
 
 def test_an_unknown_precision_is_refused(tiny_classifier):
-    with pytest.raises(ValueError, match="mixed_precision='half' is not one of no, fp16, bf16, fp8"):
+    with pytest.raises(ValueError, match=r"mixed_precision must be one of no, fp16, bf16, fp8, got .half."):
         MaskedClassifier(tiny_classifier(), mixed_precision="half")
 
 

@@ -38,13 +38,13 @@ def test_v_can_be_given_in_many_forms(tiny_classifier, save_processor, images, t
 
 
 def test_weights_are_cast_once_for_all_subsets_of_the_images(tiny_classifier, images, monkeypatch):
-    casts, cast = [], masked_classifier._cast
+    casts, cast = [], masked_classifier.in_dtype
 
     def counting(module, dtype):
         casts.append(module)
         return cast(module, dtype)
 
-    monkeypatch.setattr(masked_classifier, "_cast", counting)
+    monkeypatch.setattr(masked_classifier, "in_dtype", counting)
     v = masked(tiny_classifier(), mixed_precision="bf16")
     value = value_at(v, images(2))
     for seed in range(3):

@@ -282,11 +282,13 @@ def test_a_module_names_its_score_and_its_family(load, name):
     assert isinstance(metric, family[SCORES[name].family])
     assert metric.description.startswith(f"{SCORES[name].title}, ")
     named = re.findall(r"^    (\w+):", metric.inputs_description, flags=re.MULTILINE)
-    taken = set(inspect.signature(metric._compute).parameters)
-    # The metric hands on the arguments that only Algorithm 2 has.
-    handed_on = set(inspect.signature(faithfulness.relative_scores).parameters) if "draws" in taken else set()
-    assert set(named) <= taken | handed_on
-    assert taken - {"draws"} <= set(named)
+    taken = inspect.signature(metric._compute).parameters
+    assert set(named) == set(taken)
+    if "n_masks" in taken:
+        defaults = inspect.signature(faithfulness.relative_scores).parameters
+        shared_names = set(taken) & set(defaults) - {"pixel_values"}
+        assert shared_names >= {"n_masks", "budget", "target_stderr", "seed", "ids"}
+        assert all(taken[name].default == defaults[name].default for name in shared_names)
 
 
 def test_combined_metrics_keep_their_names(load):
@@ -307,10 +309,90 @@ def test_batches_added_one_by_one(load):
     assert metric.compute(pixel_values=pixel_values, model=lookup) == together
 
 
-def with_nan(maps):
-    maps = maps.copy()
-    maps[1, 2] = np.nan
-    return maps
+@pytest.mark.parametrize("name", metric_scripts())
+def test_processes_are_refused(name):
+    """Images and masks are no features: with two processes, a metric scored one's maps by the other's images."""
+    for process in (0, 1):
+        with pytest.raises(ValueError, match="num_process must be 1, got 2"):
+            evaluate.load(name, num_process=2, process_id=process)
+
+
+def everything(batch_size=4):
+    """What all metrics together need, with masks of 4 x 4 pixels."""
+    pixel_values, maps, targets = game(batch_size, 4)
+    masks = np.random.default_rng(0).random((batch_size, 4, 4)) < 0.5
+    features = {"predictions": maps, "references": targets}
+    return features, {"pixel_values": pixel_values, "model": lookup, "masks": masks, "n_masks": 4}
+
+
+def test_metrics_of_all_families_combine(load):
+    """`evaluate.combine` gives every metric all arguments, and each takes its own."""
+    features, arguments = everything()
+    combined = evaluate.combine(["srg", "r_srg", "rra", "rma"])
+    together = combined.compute(**features, **arguments)
+    for name in ("srg", "r_srg", "rra", "rma"):
+        metric = load(name)
+        own = {key: value for key, value in arguments.items() if key in metric._arguments()}
+        assert together[name] == metric.compute(**features, **own)[name]
+    for prediction, reference in zip(features["predictions"], features["references"], strict=True):
+        combined.add(predictions=prediction, references=reference)
+    assert combined.compute(**arguments) == together
+
+
+@pytest.mark.parametrize("name", metric_scripts())
+def test_an_argument_of_no_metric_is_refused(load, name):
+    features, arguments = everything()
+    with pytest.raises(ValueError, match=f"{name} has no argument 'grid'; it has predictions, "):
+        load(name).compute(**features, **arguments, grid=(2, 2))
+
+
+def test_maps_stay_in_the_store_where_an_argument_is_missing(load):
+    features, arguments = everything()
+    metric = load("srg")
+    metric.add_batch(**features)
+    with pytest.raises(ValueError, match="srg needs model= and pixel_values="):
+        metric.compute()
+    assert metric.compute(**arguments) == load("srg").compute(**features, **arguments)
+
+
+def test_images_belong_to_maps_in_the_order_in_which_they_were_added(load):
+    features, arguments = everything()
+    metric = load("srg")
+    for index in (2, 0, 3, 1):
+        metric.add(prediction=features["predictions"][index], reference=features["references"][index])
+    arguments["pixel_values"] = arguments["pixel_values"][[2, 0, 3, 1]]
+    found = metric.compute(**arguments)["per_image"]
+    expected = load("srg").compute(**features, **everything()[1])["per_image"]
+    assert found == [expected[index] for index in (2, 0, 3, 1)]
+
+
+@pytest.mark.parametrize("name", metric_scripts())
+def test_float64_maps_keep_their_precision(load, name):
+    """Scaled and shifted, they had infinite values, zeros and ties in float32."""
+    features, arguments = everything()
+    maps = features["predictions"].astype(np.float64) * 2**20
+    maps = np.abs(maps.round()) if name == "rma" else maps.round()
+    expected = load(name).compute(predictions=maps, references=features["references"], **arguments)
+    for other in (maps * 2.0**130, maps * 2.0**-170, *([maps + 2.0**50] if name != "rma" else [])):
+        assert load(name).compute(predictions=other, references=features["references"], **arguments) == expected
+
+
+@pytest.mark.parametrize("name", REGION)
+def test_patch_maps_and_pixel_maps_are_not_mixed(load, name):
+    metric = load(name)
+    metric.add(prediction=np.ones(4))
+    with pytest.raises(ValueError, match=r"all patch maps .* or all pixel maps .*, both were added"):
+        metric.add(prediction=np.ones((4, 4)))
+    with pytest.raises(ValueError, match=r"all patch maps .* or all pixel maps .*, got both"):
+        metric.add_batch(predictions=[np.ones(4), np.ones((4, 4))])
+    assert metric.compute(masks=np.eye(4)[None] > 0)["num_undefined"] == 0
+
+
+def test_images_are_counted_over_all_batches_in_a_message(load):
+    features, arguments = everything()
+    arguments["pixel_values"][3] = np.nan
+    with pytest.raises(ValueError, match=r"in the batch that begins with image 2: .* images at \[1\]"):
+        load("srg").compute(**features, **arguments, batch_size=2)
 
 
 @pytest.mark.parametrize("name", ["srg", "r_lif"])
@@ -322,15 +404,20 @@ def with_nan(maps):
         ({"model": None, "pixel_values": None}, "needs model= and pixel_values="),
         ({"references": None}, "needs references"),
         ({"predictions": None, "references": None}, "needs predictions"),
-        ({"predictions": np.zeros((0, 4)), "references": []}, "at least one image"),
-        ({"predictions": [[1.0] * 4] * 2 + [[1.0] * 3]}, r"different numbers of patches: \[3, 4\]"),
+        ({"predictions": np.zeros((0, 4)), "references": []}, "not empty, got float64"),
+        ({"predictions": [[1.0] * 4] * 2 + [[1.0] * 3]}, r"real numbers \[B, N\], got \[\[1.0, 1.0, 1.0, 1.0\]"),
         ({"predictions": np.array([[0, 0, 0, 0], [0, 0, np.inf, 0], [0, 0, 0, 0]])}, r"NaN or infinite .* \[1\]"),
         ({"predictions": np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, np.nan, 0, 0]]), "batch_size": 1}, r"NaN .* \[2\]"),
         ({"references": [0, 3, 1]}, r"contain 3; the classifier's labels are 0\.\.2"),
         ({"references": [0, -1, 1]}, "contain -1"),
+        ({"references": [0.5, 1.0, 0.0]}, r"references must be whole numbers \[B\] with B = 3, got float64 \[3\]"),
+        ({"references": [True, False, True]}, r"references must be whole numbers .*, got bool \[3\]"),
+        ({"references": 1}, r"references must be whole numbers \[B\] with B = 3, got 1"),
+        ({"predictions": np.ones((3, 2, 2))}, r"predictions must be real numbers \[B, N\], got float64 \[3, 2, 2\]"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
         ({"pixel_values": torch.zeros(2, 3, 1, 16)}, "pixel_values: 2 items for 3 predictions"),
-        ({"ids": [1, 2]}, "ids: 2 items for 3 predictions"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"ids": [1, 2]}, r"ids must be whole numbers \[B\] with B = 3, got int64 \[2\]"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"model": lambda x, s: lookup(x, s)[..., 0]}, r"probabilities \[B, M, K\]"),
         ({"model": lambda x, s: lookup(x, s) * torch.nan}, r"returned NaN .* \[0, 1, 2\]"),
     ],
@@ -354,13 +441,20 @@ def test_a_map_on_another_grid_than_the_classifiers(load, tiny_classifier, image
     [
         (np.ones((2, 4)), {"masks": None}, "needs masks="),
         (None, {}, "needs predictions"),
-        (np.ones((0, 4)), {}, "at least one image"),
+        (np.ones((0, 4)), {}, "not empty, got float64"),
+        (np.ones((2, 3, 4, 4)), {}, r"real numbers \[B, N\] or \[B, H, W\], got float64 \[2, 3, 4, 4\]"),
+        (np.ones((2, 4)), {"grid_size": 2}, "grid_size must be two positive whole numbers, got 2"),
+        (np.ones((2, 4)), {"upsampling": "cubic"}, "upsampling must be one of bilinear, nearest, got 'cubic'"),
         (np.ones((3, 4)), {}, "masks: 2 items for 3 predictions"),
         (np.ones((2, 6)), {}, r"grid_size=\(rows, columns\) is needed: 6"),
         (np.ones((2, 6)), {"grid_size": (2, 2)}, "6 patches, grid_size 2 x 2"),
         (np.ones((2, 2, 4)), {}, "2 x 4 pixels, its mask 4 x 4"),
-        (np.ones((2, 4)), {"masks": np.ones((2, 4, 4), np.uint8)}, "boolean .* got torch.uint8"),
-        (np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]]), {}, "image 1: maps are NaN"),
+        (
+            np.ones((2, 4)),
+            {"masks": np.ones((2, 4, 4), np.uint8)},
+            r"image 0: masks must be boolean \[H, W\], got uint8 \[4, 4\]",
+        ),
+        (np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]]), {}, r"NaN or infinite for the images at \[1\]"),
     ],
 )
 def test_what_is_wrong_with_regions_is_named(load, name, predictions, changes, message):

@@ -418,6 +418,14 @@ def test_config_survives_saving(tmp_path):
         ),
         ({"logit_temperature": 0.0}, r"logit_temperature must be positive, got 0\.0"),
         ({"logit_temperature": float("nan")}, "logit_temperature must be positive, got nan"),
+        ({"head_num_layers": -1}, "head_num_layers must be a whole number from 1 to 100000, got -1"),
+        ({"head_num_layers": 2.5}, "head_num_layers must be a whole number from 1 to 100000, got 2.5"),
+        ({"head_mlp_ratio": 0}, "head_mlp_ratio must be a whole number"),
+        ({"num_labels": 10**9}, "num_labels must be a whole number from 1 to 100000, got 1000000000"),
+        ({"num_labels": 0}, "num_labels must be a whole number"),
+        ({"backbone_config": {"model_type": "dinov2", "patch_size": 0}}, "patch_size must be a whole number"),
+        ({"backbone_config": {"model_type": "dinov2", "image_size": 99_999}}, "image_size must be at most 500 patches"),
+        ({"backbone_config": {"model_type": "dinov2", "image_size": 10**8}}, "image_size must be a whole number"),
     ],
 )
 def test_wrong_config(arguments, message):

@@ -1,15 +1,22 @@
 """scripts/train_classifier.py: fine-tuning, with and without hidden patches."""
 
+import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from salvage_hf import MaskedClassifier
-from salvage_hf.training.classifier import ClassifierArguments, classification_loss, train_classifier
+from salvage_hf.pretrained import load_model
+from salvage_hf.training.classifier import HEADS, ClassifierArguments, classification_loss, train_classifier
+
+#: As `ClassifierTask` loads a model for two classes.
+OTHER_HEAD = {"ignore_mismatched_sizes": True, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
 
 
 @pytest.fixture
@@ -92,6 +99,45 @@ def test_without_masking_everything_is_visible(arguments, monkeypatch):
     )
     train_classifier(arguments(max_train_steps=2, validation_steps=2))
     assert all(s.all() for s in seen[:2])
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers", "vit", "deit", "deit_teacher", "resnet", "swin"])
+def test_only_the_head_may_be_new(tiny_classifier, tmp_path, family):
+    """A backbone alone, and a classifier of other labels, get a new head; a backbone must be complete."""
+
+    def load(**changes):
+        return load_model(AutoModelForImageClassification, str(tmp_path), new_weights=HEADS, **OTHER_HEAD, **changes)
+
+    classifier = tiny_classifier(family, num_labels=3)
+    backbone = classifier.base_model
+    for model in (backbone, classifier):
+        model.save_pretrained(tmp_path)
+        if model is backbone:  # the classes of DeiT are told apart by the name in the config
+            named = {**backbone.config.to_dict(), "architectures": [type(classifier).__name__]}
+            (tmp_path / "config.json").write_text(json.dumps(named))
+        loaded = load()
+        assert loaded.config.num_labels == 2
+        for name, tensor in backbone.state_dict().items():
+            assert torch.equal(loaded.base_model.state_dict()[name], tensor), name
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("weight") and not name.startswith(HEADS))
+    lost = weights.pop(name)
+    for damaged in (weights, {**weights, name: torch.cat([lost, lost])}):
+        save_file(damaged, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ValueError, match=rf"lacks 1 weights of a .* in other shapes, .* random: {re.escape(name)};"
+        ):
+            load()
+
+
+def test_a_backbone_with_missing_weights_is_not_trained(arguments, tmp_path):
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    del weights["dinov2_with_registers.embeddings.cls_token"]
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"start' lacks 1 weights of a .*: dinov2_with_registers\.embeddings\.cls_token"
+    ):
+        train_classifier(arguments())
 
 
 def test_losses_are_the_literal_ones():

@@ -100,17 +100,12 @@ def assert_same_run(folder, other):
         mine, others = load_file(Path(folder) / name), load_file(Path(other) / name)
         assert mine.keys() == others.keys()
         assert all(torch.equal(mine[key], others[key]) for key in mine), name
-    states = [torch.load(Path(f) / last / "optimizer.bin", weights_only=False) for f in (folder, other)]
+    states = [torch.load(Path(f) / last / "optimizer.bin") for f in (folder, other)]
     assert states[0]["param_groups"] == states[1]["param_groups"]
     for mine, others in zip(*(state["state"].values() for state in states), strict=True):
         assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(others[key])) for key in others)
-    schedules = [schedule_of(Path(f) / last) for f in (folder, other)]
-    assert schedules[0]["last_epoch"] == schedules[1]["last_epoch"]
-
-
-def schedule_of(checkpoint):
-    states = [torch.load(file, weights_only=False) for file in checkpoint.glob("custom_checkpoint_*.pkl")]
-    return next(state for state in states if "last_epoch" in state)
+    schedules = [torch.load(Path(f) / last / "scheduler.bin") for f in (folder, other)]
+    assert schedules[0] == schedules[1]
 
 
 def environment(**more):

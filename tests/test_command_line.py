@@ -1,0 +1,126 @@
+"""All commands and scripts: wrong input ends them with a message and a status, never with a traceback."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from salvage_hf import cli
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
+    """The exit status of `salvage` or of a script, and what it wrote to standard error without the usage."""
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main() if program == "salvage" else runpy.run_path(str(SCRIPTS / program), run_name="__main__")
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return end.value.code, message.rpartition("usage: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("salvage", "", "the following arguments are required: command"),
+        ("salvage", "fly", "invalid choice: 'fly'"),
+        ("salvage", "install-metrics now", "unrecognized arguments: now"),
+        ("salvage", "explain", "the following arguments are required: IMAGE, --model"),
+        ("salvage", "explain a.png", "the following arguments are required: --model"),
+        ("salvage", "explain a.png --model m --top few", "invalid int value: 'few'"),
+        ("salvage", "explain a.png --model m --top 0", "top must be a whole number from 1 to 40, got 0"),
+        ("salvage", "explain a.png --model m", "'a.png' does not exist"),
+        ("salvage", "explain a.png --model m --output=", "'a.png' does not exist"),
+        ("salvage", "demo --output_dir=", "must not be empty"),
+        ("salvage", "demo --seed -1", "must be a whole number from 0 to 2147483647, got '-1'"),
+        ("salvage", "demo --seed 9999999999", "must be a whole number from 0 to 2147483647"),
+        ("salvage", "demo --seed \u00b2", "must be a whole number from 0 to 2147483647"),
+        ("salvage", "demo --output_dir file/demo", "file/demo' is not writable"),
+        ("report.py", "", "benchmarks or ablations are needed"),
+        ("report.py", "--benchmarks nowhere", "no results.json in 'nowhere'"),
+        ("report.py", "--benchmarks =", "'=' is not FOLDER or TITLE=FOLDER"),
+        ("report.py", "--benchmarks nowhere --wings 2", "--wings"),
+        ("benchmark.py", "", "--model_name_or_path"),
+        ("benchmark.py", "--model_name_or_path", "expected one argument"),
+        ("benchmark.py", "--model_name_or_path m --validation_dir nowhere --methods magic", "magic"),
+        ("ablation.py", "", "--model_name_or_path"),
+        ("train.py", "", "--model_name_or_path"),
+        ("train.py", "--model_name_or_path m --train_dir nowhere --learning_rate fast", "invalid float value: 'fast'"),
+        (
+            "train.py",
+            "--model_name_or_path m --train_dir nowhere --new_subsets 0",
+            "new_subsets must be at least 1, got 0",
+        ),
+        ("train.py", "--model_name_or_path m --train_dir nowhere --output_dir file/out", "file/out"),
+        ("train_classifier.py", "", "--model_name_or_path"),
+        ("train_classifier.py", "--model_name_or_path m --train_dir nowhere --output_dir out", "m"),
+    ],
+)
+def test_wrong_input_ends_in_a_message(program, words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    Path("file").touch()
+    status, written = ends(program, *words.split(), monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 2
+    assert message in written
+    assert written.endswith("\n")
+
+
+def test_every_script_is_among_the_cases():
+    (cases,) = (mark.args[1] for mark in test_wrong_input_ends_in_a_message.pytestmark)
+    assert {program for program, *_ in cases} == {"salvage", *(path.name for path in SCRIPTS.glob("*.py"))}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("two\n  lines"), 2, "salvage explain: two lines\n"),
+        (OSError(28, "No space left on device", "a.png"), 2, "No space left on device: 'a.png'\n"),
+        (
+            ModuleNotFoundError("", name="sklearn"),
+            2,
+            "sklearn is missing; pip install 'salvage-hf[plots]' installs it\n",
+        ),
+        (KeyboardInterrupt(), 130, "salvage explain: interrupted\n"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(error, status, message, capsys):
+    with pytest.raises(SystemExit) as end, cli.one_line_errors("salvage explain"):
+        raise error
+    assert end.value.code == status
+    assert message in capsys.readouterr().err
+
+
+def test_errors_of_the_program_itself_keep_their_traceback():
+    with pytest.raises(ModuleNotFoundError), cli.one_line_errors("salvage explain"):
+        raise ModuleNotFoundError("no module named 'timm'", name="timm")
+    with pytest.raises(TypeError), cli.one_line_errors("salvage explain"):
+        raise TypeError("an error of the program")
+
+
+def test_without_the_extra_a_line_names_it(tmp_path):
+    """What needs matplotlib says so at its start; `salvage demo` does not train for minutes before."""
+    program = f"""
+import runpy, sys
+sys.modules["matplotlib"] = None
+from salvage_hf import cli
+def call(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except SystemExit as end:
+        print(end.code)
+call(cli.main, ["explain", "a.png", "--model", "m"])
+call(cli.main, ["demo"])
+sys.argv = ["report.py", "--benchmarks", "nowhere"]
+call(runpy.run_path, {str(SCRIPTS / "report.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "2", "2"]
+    line = "matplotlib is missing; pip install 'salvage-hf[plots]' installs it"
+    assert done.stderr.splitlines() == [
+        f"{program}: {line}" for program in ("salvage explain", "salvage demo", "report.py")
+    ]
+    assert list(tmp_path.iterdir()) == []
