@@ -3,6 +3,8 @@ BIN = .venv/bin
 # Reading images, models, methods, scores, metrics and a run of training: what touches the interfaces of the libraries.
 LOWEST_TESTS = tests/attribution_methods tests/data tests/evaluate_modules tests/hub tests/masking tests/metrics \
 	tests/training/test_checkpoints.py
+# In two processes, each of which keeps a file's tests together, because they share what is slow to make.
+IN_TWO = --numprocesses 2 --dist loadfile
 
 .PHONY: demo test test-lowest check audit clean
 
@@ -10,10 +12,10 @@ demo: .venv/ready  ## make the environment, then the whole method on a small dat
 	$(BIN)/salvage demo
 
 test: .venv/ready  ## make the environment, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_TWO)
 
 test-lowest: .venv-lowest/ready  ## a part of the tests, with the lowest versions that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest $(LOWEST_TESTS)
+	.venv-lowest/bin/python -m pytest $(IN_TWO) $(LOWEST_TESTS)
 
 check: .venv/ready  ## style and types
 	$(BIN)/ruff check .
