@@ -8,8 +8,9 @@ from .evaluate_modules import registration
 from .evaluate_modules.registration import load_metric
 from .masking import MaskedClassifier
 from .modeling import SalvageConfig, SalvageForImageClassification, SalvageModel, SalvageOutput
+from .version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 registration.register()
 

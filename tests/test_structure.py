@@ -19,7 +19,7 @@ FILES = LIBRARY + sorted(file for folder in FOLDERS for file in (ROOT / folder).
 
 #: From the lowest floor up: a module imports from lower floors and from its own package only.
 FLOORS = (
-    {"tensors", "type_checks"},
+    {"tensors", "type_checks", "version"},
     {"modeling", "metrics", "keyed_random", "targets", "arguments", "vision_families", "pretrained", "files", "logs"},
     {"subsets", "localization", "data"},
     {"objectives", "masking"},

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from tqdm.auto import tqdm
 
@@ -30,6 +32,8 @@ def load_images(
 ) -> Dataset:
     """Loads a split of images, undecoded, after it has opened every file once.
 
+    Processes that belong together (`accelerate launch`) must all call this: the first one opens the files for all.
+
     Args:
         dataset_name: a data set on the Hub.
         folder: in its place, a folder with one sub-folder per class (`find_images` has the rules).
@@ -50,7 +54,9 @@ def load_images(
     if on_bad_image not in ("refuse", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r} is neither 'refuse' nor 'skip'")
     check_pixel_range(pixel_range)
-    dataset = _from_hub(dataset_name, split) if folder is None else _from_folder(folder)
+    processes = PartialState()
+    with processes.main_process_first():  # it downloads, the others find what it has downloaded
+        dataset = _from_hub(dataset_name, split) if folder is None else _from_folder(folder)
     source = f"data set {dataset_name or folder!r}"
     if image_column not in dataset.column_names:
         raise ValueError(f"no column {image_column!r} in the data set, its columns are {dataset.column_names}")
@@ -61,7 +67,8 @@ def load_images(
     except Exception as error:  # `datasets` and pyarrow raise several types of exception
         feature = dataset.features[image_column]
         raise ValueError(f"column {image_column!r} of the {source} holds no images, but {feature}") from error
-    bad = _unreadable(dataset, image_column, pixel_range)
+    checked = [_unreadable(dataset, image_column, pixel_range) if processes.is_main_process else {}]
+    bad = broadcast_object_list(checked)[0]
     if bad:
         message = f"{len(bad)} of {len(dataset)} images cannot be read: {listed(bad.values(), separator='; ')}"
         if on_bad_image == "refuse":

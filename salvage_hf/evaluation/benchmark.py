@@ -2,7 +2,6 @@
 
 import json
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..logs import show_log
 from ..masking import MaskedClassifier
 from ..targets import label_names, predicted_targets, target_attributions
 from ..training.setup import PROCESS_TIMEOUT
+from ..version import VERSION
 from .arguments import SAMPLING, BenchmarkArguments, explainer_folders
 from .reading import earlier_results
 from .results import method_entry
@@ -64,14 +64,14 @@ class _BenchmarkRun:
             self.v = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-            dataset = load_images(
-                args.dataset_name,
-                args.validation_dir,
-                args.dataset_split,
-                args.image_column_name,
-                args.on_bad_image,
-                args.pixel_range,
-            )
+        dataset = load_images(
+            args.dataset_name,
+            args.validation_dir,
+            args.dataset_split,
+            args.image_column_name,
+            args.on_bad_image,
+            args.pixel_range,
+        )
         columns = args.image_column_name, args.label_column_name
         self.images = ProcessedImages(
             dataset, self.v.processor, self.v.config, *columns, mask_dir=args.mask_dir, pixel_range=args.pixel_range
@@ -135,7 +135,7 @@ class _BenchmarkRun:
             "regions": args.mask_dir is not None,
             "content": content_digest(self.images, chosen),
             "seed": args.seed,
-            "salvage_hf": version("salvage-hf"),  # the methods and scores are its code
+            "salvage_hf": VERSION,  # the methods and scores are its code
         }
 
     def _drop_outdated(self, name: str) -> None:

@@ -60,14 +60,14 @@ class ClassifierTask(Task):
 
     def __init__(self, args: ClassifierArguments, accelerator: Accelerator):
         self.args, self.accelerator = args, accelerator
+        resized: dict[str, Any] = {}
+        if args.image_size:
+            square = {"height": args.image_size, "width": args.image_size}
+            resized = {"size": square, "do_center_crop": False}
+        parts = load_splits(args)
+        names = class_names(parts[0], args)
         with accelerator.main_process_first():
-            resized: dict[str, Any] = {}
-            if args.image_size:
-                square = {"height": args.image_size, "width": args.image_size}
-                resized = {"size": square, "do_center_crop": False}
             self.processor = load_processor(args.model_name_or_path, **resized)
-            parts = load_splits(args)
-            names = class_names(parts[0], args)
             classifier = load_model(
                 AutoModelForImageClassification,
                 args.model_name_or_path,

@@ -82,16 +82,14 @@ class ExplainerTask(Task):
             self.classifier = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-            self.processor = self.classifier.processor
-            config = self.classifier.config if args.target == "label" else None
-            columns = args.image_column_name, args.label_column_name
-            train_split, eval_split = load_splits(args)
-            self.train_images = ProcessedImages(
-                train_split, self.processor, config, *columns, args.num_views, args.seed, pixel_range=args.pixel_range
-            )
-            self.eval_images = ProcessedImages(
-                eval_split, self.processor, config, *columns, pixel_range=args.pixel_range
-            )
+        self.processor = self.classifier.processor
+        config = self.classifier.config if args.target == "label" else None
+        columns = args.image_column_name, args.label_column_name
+        train_split, eval_split = load_splits(args)
+        self.train_images = ProcessedImages(
+            train_split, self.processor, config, *columns, args.num_views, args.seed, pixel_range=args.pixel_range
+        )
+        self.eval_images = ProcessedImages(eval_split, self.processor, config, *columns, pixel_range=args.pixel_range)
         model = SalvageModel.from_classifier(
             self.classifier.classifier,
             objective=args.objective,
