@@ -17,7 +17,8 @@ def _check_size(name, value):
 
 def _check_positive(name, value):
     """Raises ValueError where a setting is no positive finite number."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive, got {_shown(value)}")
 
 

@@ -164,7 +164,7 @@ def digest(*parts: str | bytes) -> str:
 #: Keys of a config that change no number.
 _NOT_IN_FINGERPRINT = {
     *("_name_or_path", "architectures", "attn_implementation", "_attn_implementation", "dtype", "transformers_version"),
-    *("id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict"),
+    *("id2label", "label2id", "output_attentions", "output_hidden_states", "problem_type", "return_dict"),
 }
 
 
@@ -179,14 +179,24 @@ def fingerprint(model: nn.Module) -> str:
         parts += [name, _bytes_of(value)]
     config: Any = getattr(model, "config", None)
     if config is not None:
-        defaults = type(config)().to_dict()
-        changed = {
-            key: value
-            for key, value in config.to_dict().items()
-            if key not in _NOT_IN_FINGERPRINT and value != defaults.get(key)
-        }
-        parts.append(json.dumps(changed, sort_keys=True, default=str))
+        try:
+            defaults = type(config)().to_dict()
+        except TypeError:  # a config with code of its own may need arguments
+            defaults = {}
+        parts.append(json.dumps(_changed(config.to_dict(), defaults), sort_keys=True, default=str))
     return digest(*parts)
+
+
+def _changed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What changes numbers in a config and differs from the defaults, also in the configs that it holds."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        default = defaults.get(key)
+        if isinstance(value, dict):
+            changed[key] = _changed(value, default if isinstance(default, dict) else {})
+        elif value != default:
+            changed[key] = value
+    return {key: value for key, value in changed.items() if key not in _NOT_IN_FINGERPRINT and value != {}}
 
 
 def _bytes_of(value: Any) -> bytes:

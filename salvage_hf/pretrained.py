@@ -20,7 +20,7 @@ def load_processor(name_or_path: str, **options: Any) -> Any:
     return _load("image processor", AutoImageProcessor, name_or_path, **options)
 
 
-def load_model(auto_class: Any, name_or_path: str, *, new_weights: tuple[str, ...] = (), **options: Any) -> Any:
+def load_model(auto_class: Any, name_or_path: str, *, new_head: bool = False, **options: Any) -> Any:
     """A model in evaluation mode: `auto_class.from_pretrained`, with what it loaded checked.
 
     transformers fills in random numbers where a checkpoint lacks weights, and only logs it: a backbone loaded as a
@@ -29,7 +29,7 @@ def load_model(auto_class: Any, name_or_path: str, *, new_weights: tuple[str, ..
     Args:
         auto_class: `AutoModel`, `AutoModelForImageClassification`, or another class with `from_pretrained`.
         name_or_path: a name on the Hub or a folder.
-        new_weights: prefixes of the names of weights that may be missing, because they are to be trained; with
+        new_head: whether weights beyond the backbone may be missing, because they are to be trained; with
             `ignore_mismatched_sizes` among the options, they may also have other shapes.
         options: further arguments of `from_pretrained`.
 
@@ -39,7 +39,9 @@ def load_model(auto_class: Any, name_or_path: str, *, new_weights: tuple[str, ..
     """
     model, info = _load("model", auto_class, name_or_path, output_loading_info=True, **options)
     mismatched = [key for key, *_shapes in info["mismatched_keys"]]
-    missing = [key for key in sorted({*info["missing_keys"], *mismatched}) if not key.startswith(new_weights)]
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if new_head:
+        missing = [key for key in missing if _is_of_backbone(model, key)]
     if missing:
         raise ValueError(
             f"model {name_or_path!r} lacks {len(missing)} weights of a {type(model).__name__}, or has them in other "
@@ -62,6 +64,11 @@ def _load(what: str, auto_class: Any, name_or_path: str, **options: Any) -> Any:
         ) from error
 
 
+def _is_of_backbone(model: Any, key: str) -> bool:
+    """Whether a weight belongs to a model's backbone; some backbones hold a pooler, or in timm the head."""
+    return key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key and ".head." not in key
+
+
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """Raises ValueError where weights of a model are NaN or infinite; those on the meta device have no values yet."""
     bad = [
@@ -74,8 +81,10 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
 
 
 def hub_name(name: str | None) -> str | None:
-    """A name on the Hub; None for a local folder."""
-    return None if name is None or Path(name).exists() else name
+    """A name on the Hub; None for a local folder, also for one that is gone."""
+    if name is None or Path(name).exists() or Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        return None
+    return name
 
 
 def public_name(name: str) -> str:

@@ -107,7 +107,7 @@ def walk(root: Path) -> Entries:
 
 def is_of_other_kind(path: Path) -> bool:
     """Whether a file's name says that it is no image."""
-    return path.suffix.lower() in OTHER_SUFFIXES or path.stem.lower() in OTHER_NAMES
+    return path.suffix.lower() in OTHER_SUFFIXES or path.name.lower() in OTHER_NAMES
 
 
 def listed(names: Collection[str], separator: str = ", ") -> str:

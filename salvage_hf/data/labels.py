@@ -31,6 +31,8 @@ def match_labels(names: list[str], config) -> list[int]:
     """
     plain, wanted = [_plain(name) for name in names], [_plain(name) for name in label_names(config)]
     unnamed = all(re.fullmatch(r"label \d+", name) for name in wanted)
+    if plain == wanted and len(plain) > 1:  # also where two labels have one name, as ImageNet's two cranes
+        return list(range(len(plain)))
     if config.num_labels == 1:
         if not unnamed and len(plain) <= 2 and plain.count(wanted[0]) == 1:
             return [int(name == wanted[0]) for name in plain]

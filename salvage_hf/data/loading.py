@@ -84,9 +84,8 @@ def _from_hub(name: str | None, split: str) -> Dataset:
     try:
         return load_dataset(name, split=split)
     except Exception as error:  # `datasets` and what it uses raise many types of exception
-        causes: list[BaseException] = [
-            error
-        ]  # `datasets` hides the cause in a general "error occurred while generating the dataset"
+        # `datasets` hides the cause in a general "error occurred while generating the dataset".
+        causes: list[BaseException] = [error]
         while cause := causes[-1].__cause__ or causes[-1].__context__:
             causes.append(cause)
         reasons = dict.fromkeys(" ".join(f"{type(cause).__name__}: {cause}".split()) for cause in causes)

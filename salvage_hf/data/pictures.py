@@ -1,5 +1,6 @@
 """Opens image files: those formats, sizes and ranges of values that are read safely and without doubt."""
 
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +14,7 @@ PILImage.init()
 #: What Pillow may read. Of its other formats, EPS starts a program (Ghostscript), and some take any file for an image.
 #: An older Pillow lacks some of these.
 FORMATS = tuple(
-    name
-    for name in ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
-    if name in PILImage.OPEN
+    name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000") if name in PILImage.OPEN
 )
 
 #: An image has at most this many pixels, which take 360 MB. From here on, Pillow warns of a decompression bomb.
@@ -116,7 +115,7 @@ def decode(source: str | Path | BytesIO) -> tuple[PILImage.Image, bool]:
             raise ValueError(
                 f"it has {width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other; crop it"
             )
-        of_16_bits = ";16" in str(picture.tile)  # where the pixels lie in the file, and in which form
+        of_16_bits = re.search(";16[BLN]", str(picture.tile)) is not None  # in which form pixels lie in the file
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
     return picture, of_16_bits and picture.mode not in DEEP_MODES

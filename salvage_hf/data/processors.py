@@ -72,7 +72,10 @@ def processed_box(processor, width: int, height: int) -> Box:
         probe = max(1, round(width * scale)), max(1, round(height * scale))
         ramp = (255 * (np.arange(probe[axis]) + 0.5) / probe[axis]).round().astype(np.uint8)
         picture = PILImage.fromarray(np.broadcast_to(ramp[:, None] if axis else ramp, probe[::-1]))
-        seen = process(processor, [picture], do_rescale=False, do_normalize=False)[0].mean(dim=0) / 255
+        ends = [PILImage.new("RGB", probe, colour) for colour in ("black", "white")]
+        pixels, black, white = process(processor, [picture.convert("RGB"), *ends]).mean(dim=1)  # [H, W] each
+        centre = black.shape[0] // 2, black.shape[1] // 2  # outside of the picture there may be padding
+        seen = (pixels - black[centre]) / (white[centre] - black[centre])
         line = seen[:, seen.shape[1] // 2] if axis else seen[seen.shape[0] // 2]
         box = _box(processor, *probe)
         start, end = box[axis] / probe[axis], box[axis + 2] / probe[axis]
@@ -100,6 +103,8 @@ def _box(processor, width: int, height: int) -> tuple[float, float, float, float
         resized = width, height
     left, top, shown = 0, 0, resized
     if getattr(processor, "do_center_crop", False):
+        if not processor.crop_size:
+            raise ValueError(_unknown_geometry(processor))
         shown = processor.crop_size["width"], processor.crop_size["height"]
         left, top = (resized[0] - shown[0]) // 2, (resized[1] - shown[1]) // 2
     x, y = width / resized[0], height / resized[1]

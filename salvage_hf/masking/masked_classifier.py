@@ -94,6 +94,8 @@ class MaskedClassifier(nn.Module):
     ) -> "MaskedClassifier":
         """Loads a classifier from the Hub or a folder with its image processor, which gives the image size; freezes it.
 
+        With `image_size` it needs no image processor.
+
         Args:
             name_or_path: Hub name or folder of an image classifier with its image processor.
             masking: as in the constructor.
@@ -114,8 +116,14 @@ class MaskedClassifier(nn.Module):
             options["attn_implementation"] = attn_implementation
         classifier = load_model(AutoModelForImageClassification, name_or_path, **options)
         classifier.requires_grad_(False)
-        processor = load_processor(name_or_path, **source)
-        kwargs.setdefault("image_size", processed_size(processor))
+        try:
+            processor = load_processor(name_or_path, **source)
+        except ValueError:
+            if "image_size" not in kwargs:
+                raise
+            processor = None
+        if "image_size" not in kwargs:
+            kwargs["image_size"] = processed_size(processor)
         return cls(classifier, masking=masking, processor=processor, **kwargs)
 
     # Facts about the classifier

@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 #: are installed.
 _STEPS = {
     "do_convert_rgb": (),
+    "do_flip_channel_order": (),
+    "include_top": (),
+    "rescale_offset": (),
     "do_resize": ("size", "resample", "crop_pct"),
     "do_center_crop": ("crop_size",),
     "do_pad": ("pad_size",),

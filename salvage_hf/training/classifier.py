@@ -25,10 +25,6 @@ from .loop import fit
 from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
 
-#: How the names of a classifier's own weights begin in transformers' families; DeiT has two heads. All others belong to
-#: the backbone, which must be complete: only the head may be new.
-HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
-
 
 @dataclass
 class ClassifierArguments(LoopArguments):
@@ -71,7 +67,7 @@ class ClassifierTask(Task):
             classifier = load_model(
                 AutoModelForImageClassification,
                 args.model_name_or_path,
-                new_weights=HEADS,
+                new_head=True,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 id2label=dict(enumerate(names)),

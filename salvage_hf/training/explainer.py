@@ -1,5 +1,6 @@
 """Training of explainers against a frozen classifier (sections 4 and 5.1)."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from .task import Task
 
 #: Subsets per image on which the loss is validated.
 NUM_VALIDATION_SUBSETS = 8
+
+#: The most images that are tried one by one when the cause of a loss that is not finite is looked for.
+MOST_ASKED_FOR_A_CAUSE = 256
 
 
 @dataclass
@@ -179,7 +183,7 @@ class ExplainerTask(Task):
     @torch.no_grad()
     def why_not_finite(self, images: ProcessedImages, indices: Iterable[int]) -> str:
         """Names an image for which the classifier's predictions are NaN or infinite."""
-        for index in indices:
+        for index in itertools.islice(indices, MOST_ASKED_FOR_A_CAUSE):
             pixels = images[index]["pixel_values"][None].to(self.accelerator.device)
             rows, columns = self.classifier.patch_grid(pixels)
             generator = KeyedGenerator("subsets of a loss that is not finite", keys=torch.tensor([index]))

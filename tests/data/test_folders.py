@@ -157,3 +157,8 @@ def test_no_cache_is_needed(make, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file where the folder of the cache should be")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     assert len(labelled(make("cat/1.png", "dog/2.png"))) == 2
+
+
+def test_pictures_with_the_names_of_texts_are_images(make):
+    folder = make("notice/notice.png", "notice/license.JPG", "cat/readme.png")
+    assert labelled(folder) == {"notice/notice.png": "notice", "notice/license.JPG": "notice", "cat/readme.png": "cat"}

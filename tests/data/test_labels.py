@@ -152,3 +152,10 @@ def test_one_label_accepts_0_and_1_only(tmp_path, processor):
     other = dataset.map(lambda _, index: {"label": index}, with_indices=True)
     with pytest.raises(ValueError, match=r"contain 2; the labels are 0\.\.1"):
         ProcessedImages(other, processor, config_with("abnormal"))
+
+
+def test_two_labels_of_one_name_are_taken_in_a_common_order():
+    names = ["crane", "tench", "crane"]  # ImageNet has a bird and a machine of this name
+    assert match_labels(names, PretrainedConfig(id2label=dict(enumerate(names)))) == [0, 1, 2]
+    with pytest.raises(ValueError, match="cannot be matched"):
+        match_labels(names, PretrainedConfig(id2label={0: "tench", 1: "crane", 2: "crane"}))

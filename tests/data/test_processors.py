@@ -43,10 +43,6 @@ def test_processed_size_is_what_the_processor_returns(save_processor, tmp_path, 
         (PoolFormerImageProcessor(), "'crop_pct': 0.9"),
         (LevitImageProcessor(), "'shortest_edge': 224"),  # it scales by 256 / 224 more than it says
         (PerceiverImageProcessor(), "'crop_size'"),
-        (
-            EfficientNetImageProcessor(do_center_crop=True),
-            "'do_center_crop': True",
-        ),  # it crops nothing without resizing
         (BitImageProcessor(do_pad=True, pad_size={"height": 300, "width": 300}), "'do_pad': True"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
@@ -127,3 +123,11 @@ def test_pictures_of_pixel_values_are_what_the_model_sees(save_processor, tmp_pa
     colours = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     pixel_values = process(processor, [Image.fromarray(colours)])
     assert np.array_equal(to_pictures(pixel_values, processor)[0].numpy(), colours[2:18, 2:18])
+
+
+@pytest.mark.parametrize("options", [{}, {"include_top": False}, {"rescale_offset": True}])
+def test_a_geometry_is_known_whatever_becomes_of_the_values(options):
+    """EfficientNet divides values by its standard deviation twice, and may move them by an offset."""
+    processor = EfficientNetImageProcessor(**options)
+    for width, height in ((500, 333), (333, 500), (400, 400)):
+        assert processed_box(processor, width, height) == (0, 0, width, height)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from salvage_hf import MaskedClassifier, attribution_methods
+from salvage_hf.files import fingerprint
 from salvage_hf.masking import check_provenance, processing_digest, provenance
 from salvage_hf.modeling import SalvageModel
 
@@ -121,3 +122,23 @@ def test_an_explainer_without_its_head_or_with_nan_is_refused(tiny_classifier, s
         explainer.head.input_projection.bias[0] = float("nan")
     with pytest.raises(ValueError, match="weights that are NaN or infinite"):
         attribution_methods.load("salvage", v, explainer=explainer)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "vit"])
+def test_a_fingerprint_stays_through_a_loss_and_through_loading_in_another_precision(tiny_classifier, images, family):
+    classifier = tiny_classifier(family)
+    before = fingerprint(classifier)
+    classifier(images(2), labels=torch.tensor([0, 1]))  # transformers then writes problem_type into the config
+    assert fingerprint(classifier) == before
+    assert fingerprint(classifier.double()) == before
+    classifier.config.layer_norm_eps = 1e-3
+    assert fingerprint(classifier) != before
+
+
+def test_a_fingerprint_covers_the_configs_in_a_config(salvage_model):
+    model = salvage_model()
+    before = fingerprint(model)
+    model.config.backbone_config.dtype = torch.float64
+    assert fingerprint(model) == before
+    model.config.backbone_config.layer_norm_eps = 1e-3
+    assert fingerprint(model) != before

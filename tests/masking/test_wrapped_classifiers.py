@@ -197,3 +197,12 @@ def test_half_precision_models_take_pixels_in_float32(tiny_classifier, images, f
     half = MaskedClassifier(tiny_classifier(family).to(dtype), **options).probabilities(images(2), subsets)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=0, atol=0.1)
+
+
+def test_a_classifier_without_a_processor_needs_the_image_size(tiny_classifier, tmp_path):
+    tiny_classifier().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the image processor of .* cannot be loaded"):
+        MaskedClassifier.from_pretrained(str(tmp_path))
+    v = MaskedClassifier.from_pretrained(str(tmp_path), image_size=(16, 24))
+    assert v.grid_size == (4, 6)
+    assert v.processor is None

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from salvage_hf import MaskedClassifier
 from salvage_hf.pretrained import load_model
-from salvage_hf.training.classifier import HEADS, ClassifierArguments, classification_loss, train_classifier
+from salvage_hf.training.classifier import ClassifierArguments, classification_loss, train_classifier
 
 #: As `ClassifierTask` loads a model for two classes.
 OTHER_HEAD = {"ignore_mismatched_sizes": True, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
@@ -106,7 +106,7 @@ def test_only_the_head_may_be_new(tiny_classifier, tmp_path, family):
     """A backbone alone, and a classifier of other labels, get a new head; a backbone must be complete."""
 
     def load(**changes):
-        return load_model(AutoModelForImageClassification, str(tmp_path), new_weights=HEADS, **OTHER_HEAD, **changes)
+        return load_model(AutoModelForImageClassification, str(tmp_path), new_head=True, **OTHER_HEAD, **changes)
 
     classifier = tiny_classifier(family, num_labels=3)
     backbone = classifier.base_model
@@ -120,7 +120,8 @@ def test_only_the_head_may_be_new(tiny_classifier, tmp_path, family):
         for name, tensor in backbone.state_dict().items():
             assert torch.equal(loaded.base_model.state_dict()[name], tensor), name
     weights = load_file(tmp_path / "model.safetensors")
-    name = next(name for name in weights if name.endswith("weight") and not name.startswith(HEADS))
+    prefix = f"{classifier.base_model_prefix}."
+    name = next(name for name in weights if name.endswith("weight") and name.startswith(prefix))
     lost = weights.pop(name)
     for damaged in (weights, {**weights, name: torch.cat([lost, lost])}):
         save_file(damaged, tmp_path / "model.safetensors", {"format": "pt"})
@@ -128,6 +129,18 @@ def test_only_the_head_may_be_new(tiny_classifier, tmp_path, family):
             ValueError, match=rf"lacks 1 weights of a .* in other shapes, .* random: {re.escape(name)};"
         ):
             load()
+
+
+@pytest.mark.parametrize("family", ["levit", "poolformer"])
+def test_a_head_may_have_any_name(tmp_path, family):
+    """Of LeViT's heads none is called "classifier"; PoolFormer's last norm lies beyond its backbone."""
+    small = {"num_attention_heads": [2, 2, 2], "hidden_sizes": [16, 16, 16], "depths": [1, 1, 1], "key_dim": [8] * 3}
+    config = AutoConfig.for_model(family, **(small if family == "levit" else {}), num_labels=3)
+    config.architectures = [{"levit": "Levit", "poolformer": "PoolFormer"}[family] + "ForImageClassification"]
+    backbone = AutoModelForImageClassification.from_config(config).base_model
+    backbone.save_pretrained(tmp_path)
+    loaded = load_model(AutoModelForImageClassification, str(tmp_path), new_head=True, **OTHER_HEAD)
+    assert loaded.config.num_labels == 2
 
 
 def test_a_backbone_with_missing_weights_is_not_trained(arguments, tmp_path):
