@@ -56,7 +56,7 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
         ),
         ("train.py", "--model_name_or_path m --train_dir nowhere --output_dir file/out", "file/out"),
         ("train_classifier.py", "", "--model_name_or_path"),
-        ("train_classifier.py", "--model_name_or_path m --train_dir nowhere --output_dir out", "m"),
+        ("train_classifier.py", "--model_name_or_path m --train_dir nowhere --output_dir out", "nowhere"),
     ],
 )
 def test_wrong_input_ends_in_a_message(program, words, message, tmp_path, monkeypatch, capsys):
