@@ -63,25 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo", help="run the whole method on a small data set that it generates; takes a few minutes"
     )
-    demo.add_argument(
-        "--output_dir", type=_not_empty, default="demo_output", help="the folder for data, models and the page"
-    )
-    demo.add_argument("--seed", type=_seed, default=0, help="the seed of everything random")
+    demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
+    demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")
 
     commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
     return parser
-
-
-def _not_empty(text: str) -> str:
-    if not text:  # as a path it would mean the working directory
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**31 - 1}, got {text!r}")
-    return int(text)
 
 
 @contextmanager

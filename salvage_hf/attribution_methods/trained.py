@@ -66,15 +66,14 @@ def load_explainer(
             is a warning, and not an error.
 
     Raises:
-        TypeError: where `explainer` is no explainer.
-        ValueError: where it was trained by another objective, for other labels or for another classifier, where it has
-            other patches, or where weights are missing or not finite.
+        ValueError: where `explainer` is no explainer, or was trained by another objective, for other labels or for
+            another classifier, where it has other patches, or where weights are missing or not finite.
     """
     if isinstance(explainer, (str, Path)):
         explainer = load_model(AutoModel, str(explainer), dtype=torch.float32)
     # Not by `isinstance`: a model loaded with the code of its repository has a class of its own.
     if getattr(getattr(explainer, "config", None), "model_type", None) != SalvageConfig.model_type:
-        raise TypeError(
+        raise ValueError(
             f"explainer must be a SalvageModel, its folder or its name on the Hub, got {type(explainer).__name__}"
         )
     check_finite(explainer, "explainer")

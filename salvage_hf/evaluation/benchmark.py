@@ -9,15 +9,16 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
+from transformers import AutoModel
 
 from .. import attribution_methods
-from ..attribution_methods.trained import load_explainer
 from ..data.images import ProcessedImages, content_digest
 from ..data.loading import image_names, load_images
 from ..data.processors import to_pictures
 from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
 from ..logs import show_log
 from ..masking import MaskedClassifier
+from ..pretrained import load_model
 from ..targets import label_names, predicted_targets, target_attributions
 from ..training.setup import PROCESS_TIMEOUT
 from ..version import VERSION
@@ -47,7 +48,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     show_log(accelerator.is_main_process)
     with locked(args.output_dir, "scripts/benchmark.py"):
         run = _BenchmarkRun(args, accelerator)
-        run.load_explainers()
+        run.load_methods()
         run.begin()
         run.classify()
         run.score()
@@ -82,18 +83,21 @@ class _BenchmarkRun:
         shuffled = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(args.seed))
         self.chosen: list[int] = shuffled[: args.max_eval_samples].tolist()
 
-    def load_explainers(self) -> None:
-        """Loads the explainers; raises ValueError where one does not fit, before anything is measured."""
+    def load_methods(self) -> None:
+        """Loads explainers and methods; raises ValueError where one does not fit, before anything is measured."""
         folders, allow = explainer_folders(self.args.explainers), self.args.allow_other_classifier
-        self.explainers = {name: load_explainer(folder, name, self.v, allow) for name, folder in folders.items()}
+        self.explainers = {name: load_model(AutoModel, folder, dtype=torch.float32) for name, folder in folders.items()}
         budget = {"budget": self.args.sampling_budget}
-        self.options: dict[str, dict[str, Any]] = {name: {} for name in self.args.methods}
-        self.options |= {name: budget for name in SAMPLING if name in self.args.methods}
+        options: dict[str, dict[str, Any]] = {name: {} for name in self.args.methods}
+        options |= {name: budget for name in SAMPLING if name in self.args.methods}
         # results.json keeps this with a method, to recognise results of other options or other weights.
-        self.made_with: dict[str, dict[str, Any]] = {**self.options}
+        self.made_with: dict[str, dict[str, Any]] = {**options}
         for name, explainer in self.explainers.items():
-            self.options[name] = {"explainer": explainer, "allow_other_classifier": allow}
+            options[name] = {"explainer": explainer, "allow_other_classifier": allow}
             self.made_with[name] = {"weights": fingerprint(explainer)}
+        self.methods = {
+            name: attribution_methods.load(name, self.v, self.args.seed, **options[name]) for name in self.args.methods
+        }
 
     def begin(self) -> None:
         """Takes up the results of an earlier run, drops what no longer holds, and writes the example pictures."""
@@ -184,8 +188,7 @@ class _BenchmarkRun:
         """Scores every method; results.json gets each as soon as it is complete."""
         images = Subset(self.images, self.chosen)
         scorer = Scorer(self.accelerator, self.v, images, self.names, self.args)
-        for name in self.args.methods:
-            method = attribution_methods.load(name, self.v, self.args.seed, **self.options[name])
+        for name, method in self.methods.items():
             rows = scorer.score(name, method, key=digest(json.dumps([self.measured, self.made_with[name]])))
             self.results["methods"][name] = method_entry(rows, self.made_with[name])
             self._write()

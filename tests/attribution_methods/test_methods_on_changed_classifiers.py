@@ -185,14 +185,14 @@ def test_merged_adapters_are_explained(tiny_classifier, images, name):
 
 @pytest.mark.parametrize("wrong", [3, None, nn.Linear(2, 2)])
 def test_an_explainer_of_another_kind_is_refused(tiny_classifier, wrong):
-    with pytest.raises(TypeError, match=r"^explainer must be a SalvageModel"):
+    with pytest.raises(ValueError, match=r"^explainer must be a SalvageModel"):
         attribution_methods.load("salvage", MaskedClassifier(tiny_classifier()), explainer=wrong)
 
 
 def test_a_classifier_given_as_explainer_is_refused(tiny_classifier, save_processor, tmp_path):
     classifier = tiny_classifier()
-    with pytest.raises(TypeError, match="got Dinov2ForImageClassification"):
+    with pytest.raises(ValueError, match="got Dinov2ForImageClassification"):
         attribution_methods.load("salvage", MaskedClassifier(classifier), explainer=classifier)
     classifier.save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="explainer must be a SalvageModel"):
+    with pytest.raises(ValueError, match="explainer must be a SalvageModel"):
         attribution_methods.load("salvage", MaskedClassifier(classifier), explainer=tmp_path)

@@ -616,3 +616,15 @@ def test_the_log_shows_how_labels_were_matched(arguments, caplog, monkeypatch):
     logging.getLogger("salvage_hf").manager._clear_cache()
     run_benchmark(arguments(methods=["random"]))
     assert "Labels of the data set and of the classifier: LABEL_0 -> LABEL_0, LABEL_1" in caplog.text
+
+
+def test_an_explainer_is_checked_once_before_anything_is_measured(arguments, tmp_path, caplog):
+    """The tiny explainer states no classifier: one warning. A classifier in its place is refused by a sentence."""
+    with caplog.at_level("WARNING", "salvage_hf"):
+        run_benchmark(arguments(methods=["salvage"]))
+    assert caplog.text.count("does not state which classifier it was trained for") == 1
+    wrong = arguments(methods=["salvage"], output_dir=str(tmp_path / "other"))
+    wrong.explainers = [f"salvage={wrong.model_name_or_path}"]
+    with pytest.raises(ValueError, match="explainer must be a SalvageModel"):
+        run_benchmark(wrong)
+    assert not (tmp_path / "other" / "results.json").exists()

@@ -32,7 +32,7 @@ def run(tiny_classifier, save_processor, tmp_path, monkeypatch):
     """A function: a benchmark of 5 images in two batches into a folder. Models and images are loaded once per test."""
     for owner, name in (
         (MaskedClassifier, "from_pretrained"),
-        (benchmark, "load_explainer"),
+        (benchmark, "load_model"),
         (benchmark, "load_images"),
     ):
         monkeypatch.setattr(owner, name, functools.cache(getattr(owner, name)))
