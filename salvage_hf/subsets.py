@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .keyed_random import KeyedGenerator
-from .tensors import reals, whole_number, whole_numbers
+from .tensors import positive_number, reals, whole_number, whole_numbers
 
 Generator = torch.Generator | KeyedGenerator
 
@@ -71,8 +71,10 @@ def shapley_kernel_sizes(batch_size: int, num_subsets: int, num_patches: int, *,
     return torch.searchsorted(cumulative / cumulative[-1], within).clamp_max(num_patches - 2) + 1
 
 
-def weighted_orders(weights: torch.Tensor, num_subsets: int, *, generator: Generator) -> torch.Tensor:
-    """Successive draws without replacement, each in proportion to weight.
+def weighted_orders(
+    weights: torch.Tensor, num_subsets: int, *, generator: Generator, exponent: float = 1.0
+) -> torch.Tensor:
+    """Successive draws without replacement, each in proportion to `weight ** exponent`.
 
     The first s entries of an order are a weighted draw of size s, so one order serves every size. Patches of weight
     0 come after all others, in random order.
@@ -81,23 +83,34 @@ def weighted_orders(weights: torch.Tensor, num_subsets: int, *, generator: Gener
         weights: [B, N], non-negative.
         num_subsets: M, orders per image.
         generator: source of randomness.
+        exponent: a positive number; 1 draws in proportion to the weights themselves. From some 10,000 on, float32 is
+            too coarse for draws among patches of nearly equal weight.
 
     Returns:
         int64 [B, M, N]; entry j is the patch drawn j-th.
 
     Raises:
-        ValueError: where weights are negative, NaN or infinite, or an argument is of another type.
+        ValueError: where weights are negative, NaN or infinite, the exponent is not positive or not finite, or an
+            argument is of another type.
     """
     weights = reals("weights", weights, "B N")
     batch_size, num_patches = weights.shape
     _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
     if (weights < 0).any():
         raise ValueError(f"weights must not be negative, got {weights.min().item():g}")
-    # Exponential races (Gumbel top-k): the patch with the smallest E / w is drawn first. The logarithms of all positive
-    # weights of float64 fit into float32, which the weights themselves do not.
+    return _weighted_orders(weights, num_subsets, generator, positive_number("exponent", exponent))
+
+
+def _weighted_orders(
+    weights: torch.Tensor, num_subsets: int, generator: Generator, exponent: float = 1.0
+) -> torch.Tensor:
+    """`weighted_orders` of float64 weights that are known to be right: on a GPU, every check of values waits for it."""
+    batch_size, num_patches = weights.shape
+    # Exponential races (Gumbel top-k): the patch with the smallest E / w^e is drawn first. The logarithms of all
+    # positive weights of float64, and their multiples, fit into float32, which the weights and their powers do not.
     noise = _exponentials((batch_size, num_subsets, num_patches), generator).to(weights.device)
     is_zero = weights == 0
-    log_weights = weights.masked_fill(is_zero, 1).log().float()
+    log_weights = (exponent * weights.masked_fill(is_zero, 1).log()).float()
     order = (noise.log() - log_weights[:, None]).argsort(dim=-1)
     drawn_zero = is_zero[:, None].expand_as(order).gather(-1, order)
     return order.gather(-1, drawn_zero.to(torch.uint8).argsort(dim=-1, stable=True))
@@ -155,39 +168,49 @@ def uniform(
         ValueError: where an argument is of another type, or a size is not 0..N.
     """
     _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
-    weights = torch.ones(batch_size, num_patches, device=generator.device)
+    weights = torch.ones(batch_size, num_patches, device=generator.device, dtype=torch.float64)
     sizes = _sizes(sizes, (batch_size, num_subsets), num_patches, generator).to(weights.device)
-    return positions(weighted_orders(weights, num_subsets, generator=generator)) < sizes[..., None]
+    return positions(_weighted_orders(weights, num_subsets, generator)) < sizes[..., None]
 
 
 def attribution_guided(
-    scores: torch.Tensor, num_subsets: int, *, generator: Generator, sizes: torch.Tensor | None = None
+    scores: torch.Tensor,
+    num_subsets: int,
+    *,
+    generator: Generator,
+    sizes: torch.Tensor | None = None,
+    exponent: float = 1.0,
 ) -> torch.Tensor:
     """Attribution-guided sampling (Algorithm 3).
 
     The patches of the first half of the subsets are drawn in proportion to the min-max normalised scores, those of
-    the second half in proportion to one minus them.
+    the second half in proportion to one minus them. An exponent, which the paper does not have, raises both weights to
+    a power: above 1 the first half shows the patches of the highest scores more often before the others, and the second
+    half those of the lowest.
 
     Args:
         scores: [B, N], the current attributions of the target class.
         num_subsets: M; if it is odd, the first half has one more.
         generator: source of randomness.
         sizes: int64 [M] or [B, M], as in `uniform`.
+        exponent: a positive number; 1 is Algorithm 3 as published.
 
     Returns:
         bool [B, M, N]
 
     Raises:
-        ValueError: where scores are NaN or infinite, an argument is of another type, or a size is not 0..N.
+        ValueError: where scores are NaN or infinite, the exponent is not positive or not finite, an argument is of
+            another type, or a size is not 0..N.
     """
     scores = reals("scores", scores, "B N")
     batch_size, num_patches = scores.shape
     _check_draw(generator, batch_size=batch_size, num_subsets=num_subsets, num_patches=num_patches)
+    exponent = positive_number("exponent", exponent)
     sizes = _sizes(sizes, (batch_size, num_subsets), num_patches, generator).to(scores.device)
     half = (num_subsets + 1) // 2
     orders = [
-        weighted_orders(min_max_weights(scores), half, generator=generator),
-        weighted_orders(min_max_weights(-scores), num_subsets - half, generator=generator),
+        _weighted_orders(min_max_weights(scores), half, generator, exponent),
+        _weighted_orders(min_max_weights(-scores), num_subsets - half, generator, exponent),
     ]
     return positions(torch.cat(orders, dim=1)) < sizes[..., None]
 
@@ -239,20 +262,27 @@ class Law:
     """A distribution of subsets, as training and validation ask for it.
 
     Args:
-        draw: (scores [B, N], num_subsets M, generator, sizes=None) -> bool [B, M, N]; only "guided" reads the scores.
+        draw: (scores [B, N], num_subsets M, generator, sizes=None) -> bool [B, M, N]; only a guided law reads the
+            scores, and it takes the exponent of `attribution_guided` too.
         shared_sizes: (num_subsets M, num_patches N, generator of one key) -> sizes for `draw` that all images of a
             training step share, so that each slot is one dense batch of the classifier; None where images draw their
             own.
+        guided: whether the scores guide the draws.
     """
 
     draw: Callable[..., torch.Tensor]
     shared_sizes: Callable[[int, int, Generator], torch.Tensor | None]
+    guided: bool = False
 
 
 def _guided(
-    scores: torch.Tensor, num_subsets: int, generator: Generator, sizes: torch.Tensor | None = None
+    scores: torch.Tensor,
+    num_subsets: int,
+    generator: Generator,
+    sizes: torch.Tensor | None = None,
+    exponent: float = 1.0,
 ) -> torch.Tensor:
-    return attribution_guided(scores, num_subsets, generator=generator, sizes=sizes)
+    return attribution_guided(scores, num_subsets, generator=generator, sizes=sizes, exponent=exponent)
 
 
 def _unguided(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -283,7 +313,7 @@ def _kernel_sizes(num_subsets: int, num_patches: int, generator: Generator) -> t
 
 #: The laws by which an explainer can be trained: `--sampling` and an objective's own law are names of this table.
 LAWS = {
-    "guided": Law(_guided, _stratified_halves),
+    "guided": Law(_guided, _stratified_halves, guided=True),
     "uniform": Law(_unguided(uniform), _stratified),
     "shapley_kernel": Law(_unguided(shapley_kernel), _kernel_sizes),
     "shapley_kernel_published": Law(_unguided(shapley_kernel_published), lambda *_: None),

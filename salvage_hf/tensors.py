@@ -67,6 +67,17 @@ def whole_number(name: str, value: Any, at_least: int | None = None) -> int:
     return int(value)
 
 
+def positive_number(name: str, value: Any) -> float:
+    """A finite positive number as Python's float; raises ValueError where it is something else."""
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
+    except OverflowError:  # Python's whole numbers have no bound
+        number = float("inf")
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be a finite positive number, got {described(value)}")
+    return number
+
+
 def two_sides(name: str, value: Any) -> tuple[int, int]:
     """Two positive whole numbers, such as the rows and columns of a grid; raises ValueError where they are not."""
     try:

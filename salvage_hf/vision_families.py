@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # Facts that depend on a config. They are functions with names, because models that keep a family must be picklable.
 
@@ -141,10 +141,30 @@ def in_dtype(module: Module, dtype: torch.dtype) -> Module:
     def cast(tensor: Any) -> Any:
         return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
+    def change(view: nn.Module) -> None:
+        for tensors in (view._parameters, view._buffers):
+            tensors.update({name: cast(tensor) for name, tensor in tensors.items()})
+
+    return _changed(module, change)
+
+
+def with_attention(model: Module, implementation: str) -> Module:
+    """A view of a model whose attention is another function of transformers' `AttentionInterface`."""
+
+    def change(view: nn.Module) -> None:
+        config = vars(view).get("config")
+        if isinstance(config, PreTrainedConfig):
+            config = vars(view)["config"] = copy.copy(config)
+            config._attn_implementation = implementation
+
+    return _changed(model, change)
+
+
+def _changed(module: Module, change: Callable[[nn.Module], None]) -> Module:
+    """A view of a module and of all its parts, each of which a function has changed."""
     view = view_of(module)
-    for tensors in (view._parameters, view._buffers):
-        tensors.update({name: cast(tensor) for name, tensor in tensors.items()})
-    view._modules.update({name: in_dtype(part, dtype) for name, part in module._modules.items() if part is not None})
+    change(view)
+    view._modules.update({name: _changed(part, change) for name, part in module._modules.items() if part is not None})
     return view
 
 

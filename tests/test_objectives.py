@@ -130,9 +130,11 @@ def test_the_registry_holds_the_published_recipes():
     recipes = {name: (o.sampling, o.learning_rate, o.paired_values, o.asks_ends) for name, o in OBJECTIVES.items()}
     assert recipes["salvage"] == ("guided", 1e-5, True, False)
     assert recipes["vit_shapley"] == recipes["fastshap"] == ("shapley_kernel", 1e-4, False, True)
+    exponents = {name: o.guidance_exponent for name, o in OBJECTIVES.items()}
+    assert exponents == {"salvage": 4, "vit_shapley": 1, "fastshap": 1}  # in the paper all are 1
     for objective in OBJECTIVES.values():
         assert objective.sampling in LAWS
-        assert objective.validation_law in set(LAWS) - {"guided"}
+        assert not LAWS[objective.validation_law].guided
         assert objective.asks_ends or not objective.normalised
 
 

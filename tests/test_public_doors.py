@@ -49,6 +49,7 @@ NOTHING = [object(), {}, set(), "cat", b"cat", lambda: 0, nn.Linear(2, 2), Image
 NO_ARRAY = [*NOTHING, "", [], 3, 2.5, True, ["a", "b"], [[1.0], [1.0, 2.0]], [[]], [{}], np.array(["a", "b"])]
 NO_NUMBER = [*NOTHING, "", "3", [1], (2, 3), float("nan"), torch.ones(3), np.ones(3), np.array([2, 3])]
 NO_COUNT = [*NO_NUMBER, True, 1.5, -1, np.float64(2), torch.tensor(2.0)]
+NO_POSITIVE = [*NO_NUMBER, None, True, 0, 0.0, -0.1, float("inf"), 10**400, torch.tensor(0.1)]
 NO_SEED = [*NO_NUMBER, True, 1.5, 2**64, -(2**70), torch.tensor(0.5)]
 
 
@@ -174,13 +175,13 @@ DOORS = {
     "subsets.weighted_orders": Door(
         lambda **arguments: sampling.weighted_orders(**{"generator": keyed(), **arguments}),
         {"weights": MAPS.abs(), "num_subsets": 2},
-        {**BAD_DRAW, "weights": [*no_reals(MAPS), *other_batches(MAPS.abs()), MAPS]},
+        {**BAD_DRAW, "weights": [*no_reals(MAPS), *other_batches(MAPS.abs()), MAPS], "exponent": NO_POSITIVE},
         {"weights": ("weights", "generator has 2 keys")},
     ),
     "subsets.attribution_guided": Door(
         lambda **arguments: sampling.attribution_guided(**{"generator": keyed(), **arguments}),
         {"scores": MAPS, "num_subsets": 2},
-        {**BAD_DRAW, "scores": [*no_reals(MAPS), *other_batches(MAPS)], "sizes": NO_SIZES},
+        {**BAD_DRAW, "scores": [*no_reals(MAPS), *other_batches(MAPS)], "sizes": NO_SIZES, "exponent": NO_POSITIVE},
         {"scores": ("scores", "generator has 2 keys")},
     ),
     "targets.check_targets": Door(
@@ -197,7 +198,7 @@ DOORS = {
             "masking": [*NO_CHOICE, "hide"],
             "patch_size": [*NO_COUNT, 0, 8, (4, 4)],
             "image_size": [*[size for size in NO_GRID if size != 4], 0, -16, 1.5, True, "16"],
-            "chunk_size": [*NO_COUNT, None, 0],
+            "chunk_size": [*NO_COUNT, 0],
             "mixed_precision": [*NO_CHOICE, None, "int8"],
         },
     ),

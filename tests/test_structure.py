@@ -23,7 +23,7 @@ FLOORS = (
     {"modeling", "metrics", "keyed_random", "targets", "arguments", "vision_families", "pretrained", "files", "logs"},
     {"subsets", "localization", "data"},
     {"objectives", "masking"},
-    {"faithfulness"},
+    {"faithfulness", "refinement"},
     {"attribution_methods", "hub"},
     {"training"},
     {"evaluation"},

@@ -157,6 +157,71 @@ def test_min_max_weights(scale):
     torch.testing.assert_close(sampling.min_max_weights(scores), expected, rtol=1e-5, atol=1e-6)
 
 
+@both_generators
+@pytest.mark.parametrize(
+    ("weights", "exponent"),
+    [
+        ((1.0, 2.0, 3.0, 4.0), 1),
+        ((1.0, 2.0, 3.0, 4.0), 0.5),
+        ((0.0, 1.0, 3.0), 2.0),
+        ((1.0, 1.5, 2.0), 4.0),
+        ((1.0, 1.2, 1.4, 1.6), 4.0),
+        ((0.0, 0.8, 0.0, 1.0), 4.0),
+        ((0.9, 0.95, 1.0), 16.0),
+        ((0.0,) * 4, 4.0),
+    ],
+)
+def test_an_exponent_draws_in_proportion_to_powers(kind, weights, exponent):
+    """Successive draws, each in proportion to weight ** exponent: chi-squared over all orders."""
+    num_patches, law = len(weights), successive_draws([weight**exponent for weight in weights])
+    given = torch.tensor(weights).expand(DRAWS // 4, -1)
+    orders = sampling.weighted_orders(given, 4, generator=make_generator(kind, 1, DRAWS // 4), exponent=exponent)
+    counts = codes(orders.flatten(0, 1), num_patches).bincount(minlength=num_patches**num_patches)
+    which = codes(torch.tensor(list(law)), num_patches)
+    assert counts[which].sum() == DRAWS
+    assert chi_squared_p(counts[which], list(law.values())) > P_VALUE
+
+
+@both_generators
+def test_powers_that_no_number_holds_are_drawn_in_proportion(kind):
+    """Float32 scores of 1e-6 and 1.02e-6, whose 64th powers are 0 in float64, come between those of 0 and of 1."""
+    scores = torch.tensor([0.0, 1e-6, 1.02e-6, 1.0])
+    generator, sizes = make_generator(kind, 4, DRAWS), torch.tensor([2, 3, 1, 3])
+    drawn = sampling.attribution_guided(scores.expand(DRAWS, -1), 4, generator=generator, sizes=sizes, exponent=64)
+    two, three, one_of_the_others, others = drawn.unbind(1)
+    assert (two[:, 3] & ~two[:, 0]).all()
+    ratio = (scores[2].double() / scores[1].double()).item() ** 64
+    assert chi_squared_p(two[:, 1:3].sum(0), [1 / (1 + ratio), ratio / (1 + ratio)]) > P_VALUE
+    assert torch.equal(three, torch.tensor([False, True, True, True]).expand(DRAWS, -1))
+    # One minus the scores has powers close to 1 for all patches but the last, which has weight 0.
+    assert chi_squared_p(one_of_the_others.sum(0), [1 / 3] * 3 + [0]) > P_VALUE
+    assert torch.equal(others, torch.tensor([True, True, True, False]).expand(DRAWS, -1))
+
+
+@both_generators
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_exponent_1_changes_no_bit(kind, dtype):
+    """The order is that of E / w in logarithms of float32; no product of the logarithm may round it."""
+    weights = torch.rand(50, 64, generator=torch.Generator().manual_seed(0), dtype=dtype) ** 4
+    generator = make_generator(kind, 2, 50)
+    if kind == "keyed":
+        noise = -generator.uniform(8, 64).log()
+    else:
+        noise = torch.empty(50, 8, 64).exponential_(generator=generator)
+    expected = (noise.log() - weights.double().log().float()[:, None]).argsort(dim=-1)
+    for options in ({}, {"exponent": 1}, {"exponent": 1.0}):
+        orders = sampling.weighted_orders(weights, 8, generator=make_generator(kind, 2, 50), **options)
+        assert torch.equal(orders, expected)
+
+
+@pytest.mark.parametrize("exponent", [0, -1.0, float("inf"), float("nan"), True, None, "4", torch.tensor(2.0)])
+def test_exponents_that_are_no_positive_numbers_are_refused(exponent):
+    for draw in (sampling.weighted_orders, sampling.attribution_guided):
+        with pytest.raises(ValueError, match="exponent must be a finite positive number, got ") as refused:
+            draw(torch.ones(2, 3), 2, generator=make_generator("torch", 0, 2), exponent=exponent)
+        assert "\n" not in str(refused.value)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The subsets
 
@@ -190,14 +255,17 @@ def test_an_image_of_one_patch(kind):
 
 
 @both_generators
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("scores", [(0.0, 1.0, 3.0, 2.0), (-2.0, 1.0, 1.0, 5.0), (4.0, 4.0, 4.0, 4.0)])
-def test_guided_halves_are_drawn_from_phi_and_one_minus_phi(kind, scores):
-    """Algorithm 3, written out: chi-squared over all subsets of 4 patches, sizes included."""
+def test_guided_halves_are_drawn_from_phi_and_one_minus_phi(kind, scores, exponent):
+    """Algorithm 3 with powers, written out: chi-squared over all subsets of 4 patches, sizes included."""
     low, high = min(scores), max(scores)
     weights = [(score - low) / (high - low) if high > low else 0.0 for score in scores]
     generator = make_generator(kind, 6, DRAWS)
-    subsets = sampling.attribution_guided(torch.tensor(scores).expand(DRAWS, -1), 2, generator=generator)
-    for half, law in enumerate([guided_law(weights), guided_law([1 - weight for weight in weights])]):
+    given = torch.tensor(scores).expand(DRAWS, -1)
+    subsets = sampling.attribution_guided(given, 2, generator=generator, exponent=exponent)
+    for half, of_half in enumerate([weights, [1 - weight for weight in weights]]):
+        law = guided_law([weight**exponent for weight in of_half])
         assert chi_squared_p(codes(subsets[:, half]).bincount(minlength=16), law) > P_VALUE
 
 
@@ -252,14 +320,19 @@ def test_the_same_seed_gives_the_same_subsets(kind):
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_subsets_do_not_depend_on_the_batch():
+@pytest.mark.parametrize("exponent", [1, 4])
+def test_subsets_do_not_depend_on_the_batch(exponent):
     keys, scores = torch.arange(10, 16), torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
     whole = KeyedGenerator("test", 3, keys=keys)
-    expected = [sampling.uniform(6, 4, 9, generator=whole), sampling.attribution_guided(scores, 4, generator=whole)]
+    expected = [
+        sampling.uniform(6, 4, 9, generator=whole),
+        sampling.attribution_guided(scores, 4, generator=whole, exponent=exponent),
+    ]
     for part in torch.tensor([5, 2, 0, 1, 3, 4]).split(4):
         generator = KeyedGenerator("test", 3, keys=keys[part])
         assert torch.equal(sampling.uniform(len(part), 4, 9, generator=generator), expected[0][part])
-        assert torch.equal(sampling.attribution_guided(scores[part], 4, generator=generator), expected[1][part])
+        guided = sampling.attribution_guided(scores[part], 4, generator=generator, exponent=exponent)
+        assert torch.equal(guided, expected[1][part])
 
 
 @both_generators
@@ -344,8 +417,12 @@ def test_a_law_draws_what_its_function_draws(name, num_subsets):
     scores, keys = torch.rand(3, 9, generator=torch.Generator().manual_seed(0)), torch.arange(3)
     drawn = LAWS[name].draw(scores, num_subsets, KeyedGenerator("test", 0, keys=keys))
     generator = KeyedGenerator("test", 0, keys=keys)
-    if name == "guided":
+    if LAWS[name].guided:
         expected = sampling.attribution_guided(scores, num_subsets, generator=generator)
+        sharper = LAWS[name].draw(scores, num_subsets, KeyedGenerator("test", 0, keys=keys), exponent=4.0)
+        generator = KeyedGenerator("test", 0, keys=keys)
+        assert torch.equal(sharper, sampling.attribution_guided(scores, num_subsets, generator=generator, exponent=4.0))
+        assert not torch.equal(sharper, drawn)
     else:
         expected = getattr(sampling, name)(3, num_subsets, 9, generator=generator)
     assert torch.equal(drawn, expected)

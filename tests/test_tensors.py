@@ -8,6 +8,7 @@ from salvage_hf.tensors import (
     booleans,
     described,
     one_of,
+    positive_number,
     processed_images,
     reals,
     two_sides,
@@ -103,6 +104,13 @@ def test_single_numbers():
             whole_number("seed", given)
     with pytest.raises(ValueError, match="budget must be a whole number of at least 5, got 4"):
         whole_number("budget", 4, at_least=5)
+    for given, number in ((2, 2.0), (0.5, 0.5), (np.float32(0.25), 0.25), (5e-324, 5e-324)):
+        found = positive_number("exponent", given)
+        assert found == number
+        assert type(found) is float
+    for given in (0, -1.0, True, "1", None, float("inf"), np.float32("nan"), 10**400, torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="exponent must be a finite positive number, got"):
+            positive_number("exponent", given)
     assert two_sides("grid_size", torch.Size([2, 3])) == two_sides("grid_size", np.array([2, 3])) == (2, 3)
     with pytest.raises(ValueError, match=r"grid_size must be two positive whole numbers, got \(2, 0\)"):
         two_sides("grid_size", (2, 0))

@@ -16,6 +16,10 @@ from ..tensors import one_of, whole_numbers
 Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def _one(num_patches: int) -> int:
+    return 1
+
+
 @dataclass(frozen=True)
 class MethodInfo:
     """What is known about a method; command line, tables and tests are made from it."""
@@ -25,6 +29,8 @@ class MethodInfo:
     needs: str  # "nothing", "attention", "activations", "gradients", "masked forwards" or "explainer"
     source: str
     build: Callable[..., Method]
+    objective: str | None = None  # that of the trained explainer it needs
+    least_budget: Callable[[int], int] = _one  # number of patches -> the fewest subsets that it works with
 
     @property
     def takes_budget(self) -> bool:
@@ -38,11 +44,22 @@ REGISTRY: dict[str, MethodInfo] = {}
 _NEED_FLOAT32 = ("gradients", "activations")
 
 
-def register(name: str, *, title: str, needs: str, source: str):
-    """Decorator: adds a function `(classifier, seed, **options) -> Method` to the registry."""
+def register(
+    name: str,
+    *,
+    title: str,
+    needs: str,
+    source: str,
+    objective: str | None = None,
+    least_budget: Callable[[int], int] = _one,
+):
+    """Decorator: adds a function `(classifier, seed, **options) -> Method` to the registry.
+
+    A method that needs a trained explainer names its objective, and has an option `explainer`.
+    """
 
     def add(build):
-        REGISTRY[name] = MethodInfo(name, title, needs, source, build)
+        REGISTRY[name] = MethodInfo(name, title, needs, source, build, objective, least_budget)
         return build
 
     return add

@@ -11,7 +11,7 @@ from ..masking import MaskedClassifier, value_at
 from ..subsets import min_max_weights
 from ..targets import activation, target_probability
 from .feature_maps import features_of, model_with_feature_grid
-from .registry import Method, patch_sums, register
+from .registry import REGISTRY, Method, patch_sums, register
 
 
 @register("rise", title="RISE", needs="masked forwards", source="Petsiuk et al., 2018")
@@ -106,8 +106,7 @@ def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximato
 
     def attribute(pixel_values, targets):
         rows, columns = classifier.patch_grid(pixel_values)
-        # With fewer subsets than unknowns KernelSHAP's regression is singular, and its values may be of any size.
-        least = rows * columns + 1 if approximator == "KernelSHAP" else 1
+        least = REGISTRY[approximator.lower()].least_budget(rows * columns)
         if budget < least:
             raise ValueError(f"budget must be at least {least} for {rows * columns} patches, got {budget}")
         value, keys = value_at(classifier, pixel_values), image_keys(pixel_values)
@@ -127,7 +126,14 @@ def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximato
     return attribute
 
 
-@register("kernelshap", title="KernelSHAP", needs="masked forwards", source="Lundberg & Lee, 2017 (shapiq)")
+@register(
+    "kernelshap",
+    title="KernelSHAP",
+    needs="masked forwards",
+    source="Lundberg & Lee, 2017 (shapiq)",
+    # With fewer subsets than unknowns the regression is singular, and its values may be of any size.
+    least_budget=lambda num_patches: num_patches + 1,
+)
 def kernelshap(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
     """Shapley values of v(S) by weighted least squares over `budget` subsets per image; for reference."""
     return _by_shapiq(classifier, seed, budget, "KernelSHAP")

@@ -1,4 +1,4 @@
-"""Methods that are trained, one per objective: a map is one forward of an explainer."""
+"""Methods that are trained, one per objective, whose maps are one forward of an explainer; and Salvage's, refined."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from ..masking import MaskedClassifier, check_provenance
 from ..modeling import SalvageConfig, SalvageModel
 from ..objectives import OBJECTIVES, Objective, additive_efficient
 from ..pretrained import check_finite, load_model
+from ..refinement import LEAST_BUDGET, Calibration, checked_budget, refine
 from ..targets import target_attributions
 from .registry import Method, register
 
@@ -50,7 +51,38 @@ def method_of(name: str, objective: Objective):
 
 
 for _name, _objective in OBJECTIVES.items():
-    register(_name, title=_objective.title, needs="explainer", source=_objective.source)(method_of(_name, _objective))
+    register(_name, title=_objective.title, needs="explainer", source=_objective.source, objective=_name)(
+        method_of(_name, _objective)
+    )
+
+
+@register(
+    "salvage_refined",
+    title="Salvage, refined",
+    needs="explainer",
+    source="this library",
+    objective="salvage",
+    least_budget=lambda num_patches: LEAST_BUDGET,
+)
+def salvage_refined(
+    classifier: MaskedClassifier, explainer=None, seed: int = 0, budget: int = 256, allow_other_classifier: bool = False
+) -> Method:
+    """Salvage's map, improved by the classifier's predictions from subsets of the image (`refinement`).
+
+    Args:
+        classifier: the classifier to explain.
+        explainer: a calibrated `SalvageModel` trained with `--objective salvage`, its folder or its name on the Hub.
+        seed: seed of the subsets.
+        budget: subsets per image, each a forward of the classifier; 0 gives Salvage's own map, otherwise at least 16.
+        allow_other_classifier: whether an explainer of another classifier is a warning, and not an error.
+    """
+    budget, model = checked_budget(budget), load_explainer(explainer, "salvage", classifier, allow_other_classifier)
+    Calibration.of(model)  # raises here, not at the first image, where it has none
+
+    def attribute(pixel_values, targets):
+        return refine(classifier, model, pixel_values, targets, budget, seed).attributions
+
+    return attribute
 
 
 def load_explainer(

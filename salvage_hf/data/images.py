@@ -93,6 +93,10 @@ class ProcessedImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
+    def batch(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """The items at `indices`, stacked: "pixel_values" [B, C, H, W], "ids" int64 [B], and so on."""
+        return torch.utils.data.default_collate(self.__getitems__(indices))
+
 
 def random_view(picture: PILImage.Image, size: float, x: float, y: float, mirror: float) -> PILImage.Image:
     """A part of a picture with the same aspect ratio and half to all of its area, mirrored where `mirror` < 0.5.

@@ -1,4 +1,7 @@
-"""The paper's ablations (section 5.4, appendix A.2): objective and sampling exchanged one at a time, over seeds."""
+"""The paper's ablations (section 5.4, appendix A.2): objective and sampling exchanged one at a time, over seeds.
+
+Arms that the paper does not have follow: guided sampling by powers of the weights.
+"""
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,13 +16,14 @@ from ..arguments import MAY_CHANGE, AtLeast, ImageArguments, arg, check_argument
 from ..files import locked, write_json
 from ..logs import show_log
 from ..objectives import OBJECTIVES
+from ..tensors import positive_number
 from ..training.checkpoints import checkpoints
 from ..training.explainer import ExplainerArguments, train_explainer
 from ..training.setup import PROCESS_TIMEOUT
 from .arguments import BenchmarkArguments
 from .benchmark import run_benchmark
 from .reading import earlier_ablation
-from .results import ARMS, Arm
+from .results import Arm, arms_with, finished_runs
 from .scores import SCORES
 from .tables import Cell, Table, percent
 
@@ -32,6 +36,10 @@ class AblationArguments:
     """Arguments of scripts/ablation.py, in addition to those of scripts/train.py, which all arms share."""
 
     seeds: list[int] = arg([0, 1, 2], "Every arm is run with each seed.")
+    exponents: list[float] = arg(
+        [OBJECTIVES["salvage"].guidance_exponent],
+        "After the paper's arms, whose guided one has the exponent 1, run one with each of these as guidance_exponent.",
+    )
     vit_shapley_learning_rate: float | None = arg(
         None,
         "The learning rate of the arm with ViT-Shapley's objective; when not given "
@@ -46,6 +54,10 @@ class AblationArguments:
         check_arguments(self)  # fails before hours of training
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be one whole number or more from 0 on, each once, got {self.seeds}")
+        for index, exponent in enumerate(self.exponents):
+            positive_number(f"exponents[{index}]", exponent)
+        if len({"1", *(f"{exponent:g}" for exponent in self.exponents)}) <= len(self.exponents):
+            raise ValueError(f"exponents must be other than 1, the paper's, each once, got {self.exponents}")
         if self.vit_shapley_learning_rate is not None and self.vit_shapley_learning_rate <= 0:
             raise ValueError(f"vit_shapley_learning_rate must be positive, got {self.vit_shapley_learning_rate}")
 
@@ -58,7 +70,7 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
 
     Args:
         args: the arguments of the ablation.
-        shared: the arguments of all training runs; the arms set objective, sampling, seed and learning rate.
+        shared: the arguments of all training runs; the arms set objective, sampling, exponent, seed and learning rate.
 
     Returns:
         What ablation.json holds (see `results`).
@@ -84,8 +96,9 @@ def _run_arms(args: AblationArguments, shared: ExplainerArguments, accelerator: 
         ablation = {"settings": settings, "arms": {}}
         if write:  # before training: a checkpoint alone does not show whether the steps have changed
             write_json(path, ablation)
+    ablation["exponents"] = sorted({*ablation.get("exponents", []), *args.exponents})
     for seed in args.seeds:
-        for name, arm in ARMS.items():
+        for name, arm in arms_with(args.exponents).items():
             if str(seed) in ablation["arms"].get(name, {}):
                 continue
             run, scored_on = train_and_score(args, shared, path.parent / f"{name}-{seed}", arm, seed)
@@ -119,7 +132,7 @@ def _check(shared: ExplainerArguments) -> None:
 
 def _settings(args: AblationArguments, shared: ExplainerArguments) -> dict[str, Any]:
     """What all runs must have in common: also the number of steps, which a single training run may change."""
-    may_change = names_with(shared, MAY_CHANGE) - {"max_train_steps"} | {"seeds"}
+    may_change = names_with(shared, MAY_CHANGE) - {"max_train_steps"} | {"seeds", "exponents"}
     return {name: value for name, value in {**asdict(shared), **asdict(args)}.items() if name not in may_change}
 
 
@@ -142,6 +155,7 @@ def train_and_score(
             shared,
             objective=arm.objective,
             sampling=arm.sampling,
+            guidance_exponent=arm.exponent,
             seed=seed,
             learning_rate=rate,
             new_subsets=new_subsets,
@@ -173,7 +187,7 @@ def train_and_score(
 def ablation_table(ablation: dict[str, Any]) -> str:
     """Scores of every arm in percent as Markdown, mean ± standard error over seeds."""
     rows = []
-    for name, runs in ablation["arms"].items():
+    for arm, runs in finished_runs(ablation):
         means = [torch.tensor([sum(run[score]) / len(run[score]) for run in runs.values()]) for score in SCORED]
-        rows.append([Cell(text) for text in (ARMS[name].title, *map(percent, means))])
+        rows.append([Cell(text) for text in (arm.title, *map(percent, means))])
     return Table(["arm", *(SCORES[score].heading for score in SCORED)], rows).markdown()

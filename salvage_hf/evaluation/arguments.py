@@ -1,4 +1,4 @@
-"""Arguments of scripts/benchmark.py."""
+"""Arguments of the scripts that compare methods."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,13 +13,13 @@ SAMPLING = tuple(name for name, method in REGISTRY.items() if method.takes_budge
 
 
 @dataclass
-class BenchmarkArguments(ImageArguments):
-    """Arguments of scripts/benchmark.py."""
+class MethodArguments(ImageArguments):
+    """Which methods explain which classifier; scripts/benchmark.py and scripts/exact_values.py have these."""
 
     model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
     explainers: list[str] = arg(
         [],
-        "Trained explainers for the methods of the same name, each OBJECTIVE=FOLDER, or OBJECTIVE=NAME of a model on "
+        "Trained explainers for the methods that need one, each OBJECTIVE=FOLDER, or OBJECTIVE=NAME of a model on "
         f"the Hub; objectives are {', '.join(OBJECTIVES)}.",
     )
     allow_other_classifier: bool = arg(
@@ -30,30 +30,11 @@ class BenchmarkArguments(ImageArguments):
         ["salvage", "last_attention", "attention_rollout", "random"], f"Methods to compare: {', '.join(REGISTRY)}."
     )
     dataset_split: str = arg("validation", "The split of the data set on the Hub.")
-    mask_dir: Annotated[str | None, PRIVATE] = arg(
-        None,
-        "A folder in which CLASS/NAME.png shows the region of the image CLASS/NAME.*, for RRA and RMA: white on black, "
-        "or numbers of objects by a palette of colours.",
-    )
-    max_rank_samples: Annotated[int | None, AtLeast(0)] = arg(
-        None, "How many images, from the first on, get SRG, LIF and MIF; 0: none. All of them when not given."
-    )
-    max_relative_samples: Annotated[int | None, AtLeast(0)] = arg(
-        None, "How many images, from the first on, get the relative scores; 0: none. All of them when not given."
-    )
     masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
-    n_masks: Annotated[int, AtLeast(1)] = arg(128, "Draws per size and direction of the relative scores.")
     sampling_budget: Annotated[int, AtLeast(1)] = arg(
         2000, f"Subsets per image that the methods {', '.join(SAMPLING)} ask for."
     )
-    budget: Annotated[int | None, AtLeast(5)] = arg(
-        None, "Forwards per image for the relative scores, in place of --n_masks."
-    )
-    per_device_eval_batch_size: Annotated[int, AtLeast(1)] = arg(32, "Images per batch and process.")
     seed: Annotated[int, AtLeast(0), AtMost(2**32 - 1)] = arg(0, "The seed of everything random.")
-    output_dir: Annotated[str, PRIVATE] = arg(
-        "outputs/benchmark", "The folder for results.json, and for the maps of every method in maps/."
-    )
 
     def __post_init__(self):
         check_arguments(self)
@@ -67,15 +48,44 @@ class BenchmarkArguments(ImageArguments):
             raise ValueError(f"no attribution method {unknown[0]!r}; there are {', '.join(REGISTRY)}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must name one method or more, each once, got {self.methods}")
-        if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
-            raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
         folders = explainer_folders(self.explainers)
-        if missing := [name for name in self.methods if name in OBJECTIVES and name not in folders]:
-            raise ValueError(f"the method {missing[0]} needs an explainer: give explainers {missing[0]}=FOLDER")
-        if unused := [name for name in folders if name not in self.methods]:
+        needed = {name: objective for name in self.methods if (objective := REGISTRY[name].objective)}
+        if missing := [name for name, objective in needed.items() if objective not in folders]:
+            raise ValueError(f"the method {missing[0]} needs an explainer: give explainers {needed[missing[0]]}=FOLDER")
+        if unused := [objective for objective in folders if objective not in needed.values()]:
             raise ValueError(
                 f"explainers: {unused[0]} is not among the methods {', '.join(self.methods)}; add it there"
             )
+
+
+@dataclass
+class BenchmarkArguments(MethodArguments):
+    """Arguments of scripts/benchmark.py."""
+
+    mask_dir: Annotated[str | None, PRIVATE] = arg(
+        None,
+        "A folder in which CLASS/NAME.png shows the region of the image CLASS/NAME.*, for RRA and RMA: white on black, "
+        "or numbers of objects by a palette of colours.",
+    )
+    max_rank_samples: Annotated[int | None, AtLeast(0)] = arg(
+        None, "How many images, from the first on, get SRG, LIF and MIF; 0: none. All of them when not given."
+    )
+    max_relative_samples: Annotated[int | None, AtLeast(0)] = arg(
+        None, "How many images, from the first on, get the relative scores; 0: none. All of them when not given."
+    )
+    n_masks: Annotated[int, AtLeast(1)] = arg(128, "Draws per size and direction of the relative scores.")
+    budget: Annotated[int | None, AtLeast(5)] = arg(
+        None, "Forwards per image for the relative scores, in place of --n_masks."
+    )
+    per_device_eval_batch_size: Annotated[int, AtLeast(1)] = arg(32, "Images per batch and process.")
+    output_dir: Annotated[str, PRIVATE] = arg(
+        "outputs/benchmark", "The folder for results.json, and for the maps of every method in maps/."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
+            raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
 
 
 def explainer_folders(explainers: list[str]) -> dict[str, str]:

@@ -9,20 +9,17 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import AutoModel
 
-from .. import attribution_methods
 from ..data.images import ProcessedImages, content_digest
-from ..data.loading import image_names, load_images
 from ..data.processors import to_pictures
 from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
 from ..logs import show_log
 from ..masking import MaskedClassifier
-from ..pretrained import load_model
 from ..targets import label_names, predicted_targets, target_attributions
 from ..training.setup import PROCESS_TIMEOUT
 from ..version import VERSION
-from .arguments import SAMPLING, BenchmarkArguments, explainer_folders
+from .arguments import BenchmarkArguments
+from .loading import load_labelled_images, load_methods
 from .reading import earlier_results
 from .results import method_entry
 from .scoring import Scorer
@@ -65,39 +62,15 @@ class _BenchmarkRun:
             self.v = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-        dataset = load_images(
-            args.dataset_name,
-            args.validation_dir,
-            args.dataset_split,
-            args.image_column_name,
-            args.on_bad_image,
-            args.pixel_range,
-        )
-        columns = args.image_column_name, args.label_column_name
-        self.images = ProcessedImages(
-            dataset, self.v.processor, self.v.config, *columns, mask_dir=args.mask_dir, pixel_range=args.pixel_range
-        )
-        assert self.images.labels is not None  # `ProcessedImages` was given the config
-        self.labels: list[int] = self.images.labels
-        self.names = image_names(dataset, args.image_column_name)
-        shuffled = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(args.seed))
-        self.chosen: list[int] = shuffled[: args.max_eval_samples].tolist()
+        loaded = load_labelled_images(args, self.v, args.mask_dir)
+        self.images, self.labels, self.names, self.chosen = loaded.images, loaded.labels, loaded.names, loaded.chosen
 
     def load_methods(self) -> None:
         """Loads explainers and methods; raises ValueError where one does not fit, before anything is measured."""
-        folders, allow = explainer_folders(self.args.explainers), self.args.allow_other_classifier
-        self.explainers = {name: load_model(AutoModel, folder, dtype=torch.float32) for name, folder in folders.items()}
-        budget = {"budget": self.args.sampling_budget}
-        options: dict[str, dict[str, Any]] = {name: {} for name in self.args.methods}
-        options |= {name: budget for name in SAMPLING if name in self.args.methods}
+        loaded = load_methods(self.args, self.v)
+        self.methods, self.explainers, self.weights = loaded.methods, loaded.explainers, loaded.weights
         # results.json keeps this with a method, to recognise results of other options or other weights.
-        self.made_with: dict[str, dict[str, Any]] = {**options}
-        for name, explainer in self.explainers.items():
-            options[name] = {"explainer": explainer, "allow_other_classifier": allow}
-            self.made_with[name] = {"weights": fingerprint(explainer)}
-        self.methods = {
-            name: attribution_methods.load(name, self.v, self.args.seed, **options[name]) for name in self.args.methods
-        }
+        self.made_with = loaded.made_with
 
     def begin(self) -> None:
         """Takes up the results of an earlier run, drops what no longer holds, and writes the example pictures."""
@@ -146,13 +119,13 @@ class _BenchmarkRun:
         """Removes a method's earlier result if its explainer had other weights, so that it is scored again.
 
         Raises:
-            ValueError: where a method without an explainer had other options.
+            ValueError: where a method had other options.
         """
         made_with = self.made_with[name]
         before = self.results["methods"].get(name, {}).get("made_with", made_with)
         if before == made_with:
             return
-        if name not in self.explainers:
+        if {**before, "weights": None} != {**made_with, "weights": None}:
             path = str(self.folder / "results.json")
             raise ValueError(f"{path!r} holds {name} with {before}, here {made_with}; give another output_dir")
         logger.warning("%s is scored again: the explainer has other weights than before", name)
@@ -169,7 +142,7 @@ class _BenchmarkRun:
     def classify(self) -> None:
         """Keeps what the classifier, and every explainer by itself (eq. 6), predict for all images."""
         weights = {"classifier": self.measured["settings"]["classifier"]}
-        weights |= {name: self.made_with[name]["weights"] for name in self.explainers}
+        weights |= self.weights
         classification = self.results["classification"]
         for name in weights:
             if classification.get(name, {}).get("weights") == weights[name]:

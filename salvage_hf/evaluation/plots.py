@@ -124,6 +124,38 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, column
     return figure
 
 
+def budget_curves(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, float]]]]) -> Figure:
+    """Scores over the number of forwards per image, on a logarithmic axis.
+
+    Args:
+        panels: title of a panel -> title of a line -> {budget: (mean, standard error)}. A line with the budget 0 alone
+            is drawn across the panel.
+    """
+    figure, axes = _panels(panels, columns=2)
+    colors = _colors(panels)
+    handles: dict[str, Any] = {}
+    for axis, lines in zip(axes, panels.values(), strict=True):
+        for name, points in lines.items():
+            color = colors[name]
+            if list(points) == [0]:
+                mean, stderr = points[0]
+                handles[name] = axis.axhline(mean, color=color, linestyle="--")
+                axis.axhspan(mean - stderr, mean + stderr, color=color, alpha=0.12, linewidth=0)
+                continue
+            budgets = sorted(points)
+            means, errors = np.array([points[budget] for budget in budgets]).T
+            (handles[name],) = axis.plot(budgets, means, color=color, marker="o", markersize=4)
+            axis.fill_between(budgets, means - errors, means + errors, color=color, alpha=0.12, linewidth=0)
+        axis.set_xscale("log", base=2)
+        ticks = sorted({budget for points in lines.values() for budget in points if budget})
+        axis.set_xticks(ticks, [f"{budget:,}" for budget in ticks])
+        axis.set_xlabel("forwards of the classifier per image")
+        axis.set_ylabel("percent")
+        axis.grid(alpha=0.3)
+    _legend(figure, handles)
+    return figure
+
+
 def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[float, ...]]:
     """A colour for every name, the same in all panels."""
     names = dict.fromkeys(name for panel in panels.values() for name in panel)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ..attribution_methods import REGISTRY
 from ..objectives import OBJECTIVES
 from ..type_checks import check_type
-from .results import ARMS, maps_file
+from .results import arms_with, maps_file
 from .scores import SCORES
 
 #: File -> the script that writes it.
@@ -85,6 +85,7 @@ class _Run(TypedDict):
 class _Ablation(TypedDict):
     settings: _AblationSettings
     arms: dict[str, dict[str, _Run]]
+    exponents: NotRequired[list[float]]
     scored_on: NotRequired[dict[str, str]]
 
 
@@ -225,9 +226,10 @@ def _check_list(place: str, values: Sequence[Any], length: int | None, choices: 
 def _check_ablation(ablation: Any) -> None:
     """Raises ValueError where the content of an ablation.json has a wrong type, or an arm or a score is missing."""
     check_type(ablation, _Ablation, "ablation")
+    arms = arms_with(ablation.get("exponents", []))
     for name, runs in ablation["arms"].items():
-        if name not in ARMS:
-            raise ValueError(f"ablation.arms.{name} is not an arm; there are {', '.join(ARMS)}")
+        if name not in arms:
+            raise ValueError(f"ablation.arms.{name} is not an arm; there are {', '.join(arms)}")
         for seed, run in runs.items():
             place = f"ablation.arms.{name}.{seed}"
             validations = [row for row in run["history"] if "eval_srg" in row]

@@ -13,7 +13,7 @@ from ..objectives import OBJECTIVES
 from ..targets import target_names
 from . import plots
 from .reading import Benchmark, read_examples, read_maps, read_misclassified
-from .results import ARMS, method_titles
+from .results import finished_runs, method_titles
 from .scores import SCORES, scores_of_family
 from .tables import as_tensor
 
@@ -103,7 +103,11 @@ def _curve(curves: Mapping[str, Sequence[float]], score: str) -> Sequence[float]
 
 
 def sampling_likelihood(methods_of: MethodsOf) -> Figure | None:
-    """Figure 6: the mean prediction under guided and under random sampling, by size; None without both methods."""
+    """Figure 6: the mean prediction under guided and under random sampling, by size; None without both methods.
+
+    The curves are those of the relative scores, whose draws (Algorithm 2) are Algorithm 3's of the same size with the
+    exponent 1, whatever exponent the explainer was trained with.
+    """
     panels = {}
     for dataset, methods in methods_of.items():
         lines = {
@@ -152,8 +156,7 @@ def ablation_bars(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     panels = {
         dataset: {
-            ARMS[name].title: [100 * np.mean(run["r_srg"]) for run in runs.values()]
-            for name, runs in _arms(ablation).items()
+            arm.title: [100 * np.mean(run["r_srg"]) for run in runs.values()] for arm, runs in finished_runs(ablation)
         }
         for dataset, ablation in ablation_of.items()
     }
@@ -171,16 +174,11 @@ def ablation_course(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:
         steps = ablation["settings"]["max_train_steps"]
         for share in (0.25, 0.5, 1.0):
             panels[f"{dataset}: {share:.0%} of training"] = {
-                ARMS[name].title: [100 * _srg_at(run["history"], share * steps) for run in runs.values()]
-                for name, runs in _arms(ablation).items()
-                if ARMS[name].objective == "salvage"
+                arm.title: [100 * _srg_at(run["history"], share * steps) for run in runs.values()]
+                for arm, runs in finished_runs(ablation)
+                if arm.objective == "salvage"
             }
     return plots.bars(panels, "SRG (%)", columns=3)
-
-
-def _arms(ablation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Name of an arm -> its finished runs, in the order of `ARMS`; without arms that have none."""
-    return {name: ablation["arms"][name] for name in ARMS if ablation["arms"].get(name)}
 
 
 def _srg_at(history: Sequence[Mapping[str, float]], step: float) -> float:

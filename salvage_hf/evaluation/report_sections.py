@@ -11,7 +11,7 @@ from ..objectives import OBJECTIVES
 from . import report_figures as figures
 from .reading import Benchmark
 from .report_tables import classification_table, cost_table
-from .results import ARMS, method_titles
+from .results import finished_runs, method_titles
 from .scores import TABLES, Score, scores_of_table
 from .tables import Table, score_table
 
@@ -61,8 +61,9 @@ def benchmark_sections(benchmarks: Mapping[str, Benchmark]) -> list[Section]:
         _section(
             "figure6",
             "Figure 6: Guided and random subsets",
-            "Mean probability of the true class on subsets of each size: guided by Salvage's final maps (Algorithm 3; "
-            "the mean of its R-LIF and R-MIF curves), and uniformly random (the same mean for random maps).",
+            "Mean probability of the true class on subsets of each size: guided by Salvage's final maps (Algorithm 3 "
+            "as published, with the exponent 1; the mean of its R-LIF and R-MIF curves), and uniformly random (the "
+            "same mean for random maps).",
             figures.sampling_likelihood(methods_of),
         ),
     ]
@@ -73,10 +74,12 @@ def ablation_sections(ablation_of: Mapping[str, Mapping[str, Any]]) -> list[Sect
     """The figures of ablations: data set -> what its ablation.json holds."""
     runs = "; ".join(
         f"{dataset}: {ablation['settings']['max_train_steps']} steps each, "
-        + ", ".join(f"{len(runs)} x {ARMS[name].title}" for name, runs in ablation["arms"].items())
+        + ", ".join(f"{len(runs)} x {arm.title}" for arm, runs in finished_runs(ablation))
         for dataset, ablation in ablation_of.items()
     )
     text = f"In percent; bars are means over seeds, points are single seeds. {runs}."
+    if any(ablation.get("exponents") for ablation in ablation_of.values()):
+        text += " An exponent is the power of Algorithm 3's weights that draws the subsets; the informed arm's is 1."
     return [
         Section(
             "figure3",

@@ -14,8 +14,9 @@ The folder of a benchmark holds:
 - examples.safetensors: "pictures", uint8 [examples, H, W, 3], as the model sees them.
 - misclassified.safetensors: "pictures" in the same form, and Salvage's maps of the "predicted" and the "true" class.
 
-ablation.json holds the "settings" that all runs share, digests of what they were "scored_on", and under "arms" for each
-arm and seed the "history" of the training and the scores "srg" and "r_srg" per image.
+ablation.json holds the "settings" that all runs share, digests of what they were "scored_on", the "exponents" of the
+arms that the paper does not have, and under "arms" for each arm and seed the "history" of the training and the scores
+"srg" and "r_srg" per image.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,20 +38,34 @@ class Arm:
         title: its name in figures.
         objective: a key of `OBJECTIVES`.
         sampling: the law of the subsets, a key of `LAWS`; the objective's own when None.
+        exponent: of guided sampling; None for other laws.
     """
 
     title: str
     objective: str
     sampling: str | None
+    exponent: float | None = None
 
 
-#: Name of an arm, in ablation.json and in the folders of its runs -> arm. The arms change first the objective, then the
-#: sampling.
+#: Name of an arm, in ablation.json and in the folders of its runs -> arm. The arms of the paper change first the
+#: objective, then the sampling.
 ARMS = {
     "vit_shapley-uniform": Arm("ViT-Shapley (MSE)", "vit_shapley", None),
     "salvage-uniform": Arm("Salvage, uninformed", "salvage", "uniform"),
-    "salvage-guided": Arm("Salvage, informed", "salvage", "guided"),
+    "salvage-guided": Arm("Salvage, informed", "salvage", "guided", 1.0),
 }
+
+
+def arms_with(exponents: Iterable[float]) -> dict[str, Arm]:
+    """Name -> arm: those of the paper, then guided sampling with each of these exponents."""
+    sharper = {f"salvage-guided-{e:g}": Arm(f"Salvage, exponent {e:g}", "salvage", "guided", e) for e in exponents}
+    return {**ARMS, **sharper}
+
+
+def finished_runs(ablation: Mapping[str, Any]) -> list[tuple[Arm, Mapping[str, Any]]]:
+    """The arms in the order of `arms_with`, each with its finished runs by seed; without arms that have none."""
+    arms = arms_with(ablation.get("exponents", []))
+    return [(arm, runs) for name, arm in arms.items() if (runs := ablation["arms"].get(name))]
 
 
 def maps_file(folder: Path, method: str) -> Path:

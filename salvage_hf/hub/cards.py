@@ -56,6 +56,7 @@ def write_explainer_card(
         chosen=results["chosen"],
         scores={name: f"{value:.4f}" for name, value in scores.items()},
         arguments=_listed_arguments(args),
+        guidance_exponent=args.guidance_exponent,
     )
     card.save(folder / "README.md")
 

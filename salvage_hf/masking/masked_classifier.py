@@ -33,7 +33,7 @@ class MaskedClassifier(nn.Module):
         patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
         image_size: (height, width) that `num_patches` and `grid_size` refer to, or one number for both.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
-            the memory.
+            the memory. When None as many as a sixteenth of a GPU's memory holds, elsewhere 16,384.
         mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type, tokens and weights included.
             The classifier itself keeps its own type, because methods take its gradients.
         processor: its image processor, so that an explainer can be checked against it; not used otherwise.
@@ -55,7 +55,7 @@ class MaskedClassifier(nn.Module):
         masking: str | None = None,
         patch_size: int | None = None,
         image_size: int | Sequence[int] | None = None,
-        chunk_size: int = 16384,
+        chunk_size: int | None = None,
         mixed_precision: str = "no",
         processor: Any = None,
     ):
@@ -75,7 +75,7 @@ class MaskedClassifier(nn.Module):
         if image_size is None and states_size:
             image_size = getattr(config, "image_size", None)
         self.image_size = None if image_size is None else as_two_sides("image_size", image_size)
-        self.chunk_size = whole_number("chunk_size", chunk_size, 1)
+        self._chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
         self.mixed_precision = one_of("mixed_precision", mixed_precision, _DTYPES)
         self.classifier, self.masking, self.processor = classifier.eval(), masking, processor
 
@@ -142,6 +142,11 @@ class MaskedClassifier(nn.Module):
     def device(self) -> torch.device:
         """Where the classifier computes."""
         return execution_device(self.classifier)
+
+    @property
+    def chunk_size(self) -> int:
+        """How many tokens a forward may hold."""
+        return self._chunk_size or tokens_that_fit(self.device, getattr(self.config, "hidden_size", None))
 
     @property
     def family(self) -> VisionFamily | None:
@@ -272,6 +277,18 @@ class MaskedClassifier(nn.Module):
 
 #: accelerate's name of a precision -> type of the forwards; around fp8 layers accelerate computes in bfloat16 too.
 _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+
+
+def tokens_that_fit(device: torch.device, hidden_size: int | None) -> int:
+    """The default of `chunk_size` for a device and a model whose tokens have `hidden_size` numbers, None if unknown.
+
+    A GPU is kept busy only by many tokens at once. A forward without gradients holds about 16 numbers of 4 bytes for
+    each of a token's: the residual stream, its norm, query, key and value, what attention adds, and the MLP's layers.
+    """
+    if device.type != "cuda" or hidden_size is None:
+        return 16_384
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(max(memory // 16 // (64 * hidden_size), 16_384), 262_144)
 
 
 def check_classifier(classifier: Any) -> None:

@@ -8,6 +8,7 @@ keeps it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from typing_extensions import override
 
 from ..tensors import two_sides
 from ..vision_families import FAMILIES, VisionFamily, embeddings_of, on_tokens
+from .packing import can_be_packed, packed_logits
 
 
 @dataclass(frozen=True)
@@ -153,28 +155,32 @@ class DropTokens(_OnTokens):
 
     @override
     def logits(self, embedded: Embedded, subsets: torch.Tensor, chunk_size: int) -> torch.Tensor:
-        tokens, encoder = embedded.visible, on_tokens(embedded.classifier)
-        batch_size, num_subsets, num_patches = subsets.shape
-        num_prefix = tokens.shape[1] - num_patches
+        assert self.family is not None
+        tokens, classifier = embedded.visible, embedded.classifier
+        num_prefix = tokens.shape[1] - subsets.shape[-1]
         rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)  # [B * M, N], [B * M]
-        # Rows with equally many visible patches form a dense batch; sorting by size brings them together.
-        row_sizes, by_size = rows.sum(dim=-1).sort(stable=True)
-        sizes, counts = row_sizes.unique_consecutive(return_counts=True)
-        prefix = torch.arange(num_prefix, device=rows.device)
+        sizes, by_size = rows.sum(dim=-1).sort(stable=True)
+        lengths = sizes.cpu() + num_prefix
+        packed = can_be_packed(classifier, self.family)
+        counts = _rows_per_forward(lengths, chunk_size, of_one_length=not packed)
         outputs = []
-        for size, group in zip(sizes.tolist(), by_size.split(counts.tolist()), strict=True):
-            if size == 0:
-                outputs.append(self._empty_logits(encoder, tokens[:1, :num_prefix]).expand(len(group), -1))
-                continue
-            for part in group.split(max(1, chunk_size // (num_prefix + size))):
-                # A stable sort puts visible patches first; `nonzero` would make the CPU wait for the device.
-                visible = rows[part].byte().argsort(dim=-1, descending=True, stable=True)[:, :size] + num_prefix
-                visible = torch.cat([prefix.expand(len(part), -1), visible], dim=1)  # [rows, P + s]
-                seen = tokens[image_of_row[part, None], visible]  # [rows, P + s, D]
-                outputs.append(_logits(encoder, seen))
-        logits = torch.cat(outputs)
+        for part, part_lengths in zip(by_size.split(counts), lengths.split(counts), strict=True):
+            seen = nn.functional.pad(rows[part], (num_prefix, 0), value=True)  # [rows, P + N]
+            row, token = seen.nonzero().unbind(dim=1)
+            packed_tokens = tokens[image_of_row[part][row], token]  # [T, D], one row after the other
+            if packed:
+                outputs.append(packed_logits(classifier, self.family, packed_tokens, part_lengths))
+            else:
+                outputs.append(self._logits_of_one_length(classifier, packed_tokens.unflatten(0, (len(part), -1))))
         # The outputs are sorted by size: put them back into the order of the rows.
-        return logits[by_size.argsort()].view(batch_size, num_subsets, -1)
+        return torch.cat(outputs)[by_size.argsort()].view(*subsets.shape[:2], -1)
+
+    def _logits_of_one_length(self, classifier: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits [R, K] of rows of one length, [R, P + s, D]; those of no patch are computed once."""
+        encoder = on_tokens(classifier)
+        if tokens.shape[1] > self.num_prefix_tokens(classifier):
+            return _logits(encoder, tokens)
+        return self._empty_logits(encoder, tokens[:1]).expand(len(tokens), -1)
 
     def _empty_logits(self, encoder: PreTrainedModel, prefix_tokens: torch.Tensor) -> torch.Tensor:
         """v of the empty subset, the same for every image: [1, P, D] -> [1, K]. A mean over no patches is zero."""
@@ -185,6 +191,29 @@ class DropTokens(_OnTokens):
         cls_token = outputs.last_hidden_state[:, 0]
         ((head, _),) = self.family.heads(encoder)
         return head(torch.cat([cls_token, torch.zeros_like(cls_token)], dim=-1))
+
+
+def _rows_per_forward(lengths: torch.Tensor, most_tokens: int, of_one_length: bool) -> list[int]:
+    """How many rows each forward takes: as many as fit into `most_tokens`, at least one.
+
+    Args:
+        lengths: int64 [R] on the CPU, the tokens of each row, in ascending order.
+        most_tokens: the bound.
+        of_one_length: whether the rows of a forward must be equally long.
+    """
+    if of_one_length:
+        values, numbers = lengths.unique_consecutive(return_counts=True)
+        parts = (
+            torch.arange(number).split(max(1, most_tokens // length))
+            for length, number in zip(values.tolist(), numbers.tolist(), strict=True)
+        )
+        return [len(part) for part in chain.from_iterable(parts)]
+    ends, counts, done = lengths.cumsum(0), [], 0
+    while done < len(lengths):
+        most = most_tokens + (int(ends[done - 1]) if done else 0)
+        counts.append(max(1, int(torch.searchsorted(ends, most, right=True)) - done))
+        done += counts[-1]
+    return counts
 
 
 # Strategies that put something in the place of hidden patches

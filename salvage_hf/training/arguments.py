@@ -50,6 +50,11 @@ class LoopArguments(ImageArguments):
         "sees as many images as before.",
     )
     dataloader_num_workers: Annotated[int, MAY_CHANGE] = arg(0, "Processes that load images.")
+    cache_images: Annotated[bool, MAY_CHANGE] = arg(
+        False,
+        "Read and process each image once and keep it, as 8 bits per channel: on the GPU where all take at most a "
+        "quarter of its free memory, else in half of the memory available.",
+    )
     seed: int = arg(0, "The seed of everything random.")
     with_tracking: Annotated[bool, MAY_CHANGE] = arg(False, "Log to experiment trackers.")
     report_to: Annotated[str, MAY_CHANGE] = arg("all", "Which trackers to log to, with --with_tracking.")

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 import torch
 from accelerate import Accelerator
 from datasets import ClassLabel
-from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification
 
 from .. import subsets
 from ..arguments import MAY_CHANGE, AtLeast, arg
-from ..data.images import ProcessedImages
+from ..data.cached_images import image_loader
 from ..files import fingerprint
 from ..keyed_random import KeyedGenerator
 from ..masking import MaskedClassifier, processing_digest
@@ -20,7 +19,7 @@ from ..pretrained import load_model, load_processor
 from ..targets import predicted_targets
 from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
-from .images import content_of, load_splits
+from .images import content_of, load_splits, processed_images
 from .loop import fit
 from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
@@ -73,14 +72,12 @@ class ClassifierTask(Task):
                 id2label=dict(enumerate(names)),
                 label2id={name: index for index, name in enumerate(names)},
             )
-        columns = args.image_column_name, args.label_column_name
         self.train_images, self.eval_images = (
-            ProcessedImages(part, self.processor, classifier.config, *columns, pixel_range=args.pixel_range)
-            for part in parts
+            processed_images(args, accelerator, part, self.processor, classifier.config) for part in parts
         )
         freeze_mask_token(classifier.base_model)
         self.model: MaskedClassifier = MaskedClassifier(classifier)
-        self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
+        self.eval_loader = accelerator.prepare(image_loader(self.eval_images, args.per_device_eval_batch_size))
 
     def made_with(self) -> dict[str, str]:
         """Digests of the backbone that training starts from, image processor and images."""

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..arguments import AtLeast, arg
+from ..data.cached_images import image_loader
 from ..data.images import ProcessedImages
 from ..faithfulness import rank_scores
 from ..files import fingerprint
@@ -20,11 +20,13 @@ from ..keyed_random import KeyedGenerator
 from ..masking import STRATEGIES, MaskedClassifier, processing_digest, provenance
 from ..modeling import SalvageModel
 from ..objectives import OBJECTIVES, SubsetValues
+from ..refinement import calibrate
 from ..subsets import LAWS, uniform
 from ..targets import predicted_targets, target_attributions
+from ..tensors import positive_number
 from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
-from .images import content_of, load_splits, name_of
+from .images import content_of, load_splits, name_of, processed_images
 from .loop import fit
 from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
@@ -32,13 +34,19 @@ from .task import Task
 #: Subsets per image on which the loss is validated.
 NUM_VALIDATION_SUBSETS = 8
 
+#: How many validation images calibrate an explainer's maps when it is written, each by 256 forwards of the classifier.
+MOST_CALIBRATION_IMAGES = 32
+
 #: The most images that are tried one by one when the cause of a loss that is not finite is looked for.
 MOST_ASKED_FOR_A_CAUSE = 256
 
 
 @dataclass
 class ExplainerArguments(LoopArguments):
-    """Arguments of scripts/train.py; the defaults are the paper's recipe."""
+    """Arguments of scripts/train.py.
+
+    The defaults are the paper's recipe but for `guidance_exponent`, which is 1 in the paper.
+    """
 
     model_name_or_path: str = arg("", "The frozen classifier to explain: a name on the Hub or a folder.")
     masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
@@ -53,6 +61,13 @@ class ExplainerArguments(LoopArguments):
         "The highest learning rate of AdamW; the objective's own when not given, as published ("
         + ", ".join(f"{name} {objective.learning_rate:g}" for name, objective in OBJECTIVES.items())
         + ").",
+    )
+    guidance_exponent: float | None = arg(
+        None,
+        "The power of the weights by which the guided law draws: 1 is Algorithm 3 as published, more shows the patches "
+        "of the highest and of the lowest attributions sooner; the objective's own when not given ("
+        + ", ".join(f"{name} {objective.guidance_exponent:g}" for name, objective in OBJECTIVES.items())
+        + "). The other laws have none.",
     )
     new_subsets: Annotated[int, AtLeast(1)] = arg(32, "Subsets per image and step, each a forward of the classifier.")
     target: Literal["label", "predicted"] = arg(
@@ -71,6 +86,14 @@ class ExplainerArguments(LoopArguments):
         self.sampling = self.sampling or objective.sampling
         if self.learning_rate is None:
             self.learning_rate = objective.learning_rate
+        if LAWS[self.sampling].guided:
+            exponent = objective.guidance_exponent if self.guidance_exponent is None else self.guidance_exponent
+            self.guidance_exponent = positive_number("guidance_exponent", exponent)
+        elif self.guidance_exponent is not None:
+            raise ValueError(
+                f"guidance_exponent={self.guidance_exponent:g} is for guided sampling only, sampling={self.sampling!r} "
+                "reads no attributions: leave it out"
+            )
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path is needed: the classifier to explain")
 
@@ -88,12 +111,9 @@ class ExplainerTask(Task):
             ).to(accelerator.device)
         self.processor = self.classifier.processor
         config = self.classifier.config if args.target == "label" else None
-        columns = args.image_column_name, args.label_column_name
         train_split, eval_split = load_splits(args)
-        self.train_images = ProcessedImages(
-            train_split, self.processor, config, *columns, args.num_views, args.seed, pixel_range=args.pixel_range
-        )
-        self.eval_images = ProcessedImages(eval_split, self.processor, config, *columns, pixel_range=args.pixel_range)
+        self.train_images = processed_images(args, accelerator, train_split, self.processor, config, args.num_views)
+        self.eval_images = processed_images(args, accelerator, eval_split, self.processor, config)
         model = SalvageModel.from_classifier(
             self.classifier.classifier,
             objective=args.objective,
@@ -108,7 +128,7 @@ class ExplainerTask(Task):
                 for images in (self.train_images, self.eval_images)
             }
         self.model = model
-        self.eval_loader = accelerator.prepare(DataLoader(self.eval_images, batch_size=args.per_device_eval_batch_size))
+        self.eval_loader = accelerator.prepare(image_loader(self.eval_images, args.per_device_eval_batch_size))
 
     def made_with(self) -> dict[str, str]:
         """Digests of classifier, image processor and images."""
@@ -184,7 +204,7 @@ class ExplainerTask(Task):
     def why_not_finite(self, images: ProcessedImages, indices: Iterable[int]) -> str:
         """Names an image for which the classifier's predictions are NaN or infinite."""
         for index in itertools.islice(indices, MOST_ASKED_FOR_A_CAUSE):
-            pixels = images[index]["pixel_values"][None].to(self.accelerator.device)
+            pixels = images.batch([index])["pixel_values"].to(self.accelerator.device)
             rows, columns = self.classifier.patch_grid(pixels)
             generator = KeyedGenerator("subsets of a loss that is not finite", keys=torch.tensor([index]))
             drawn = uniform(1, NUM_VALIDATION_SUBSETS, rows * columns, generator=generator)
@@ -197,12 +217,25 @@ class ExplainerTask(Task):
         return ""
 
     def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
-        """Writes the explainer with its code, the image processor and the model card."""
+        """Writes the explainer with its code and calibration, the image processor and the model card."""
         assert isinstance(model, SalvageModel)
+        if self.objective.paired_values:  # otherwise u(S) is no distribution, and its maps are not refined
+            model.config.calibration = self._calibration(model)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         num_images = len(self.train_images.images), len(self.eval_images)
         cards.write_explainer_card(folder, self.args, model.config, results, *num_images)
+
+    def _calibration(self, model: SalvageModel) -> dict[str, Any]:
+        """The calibration of the maps by some of the validation images, which may be sorted by class."""
+        num_images = min(MOST_CALIBRATION_IMAGES, len(self.eval_images))
+        places = torch.linspace(0, len(self.eval_images) - 1, num_images).long()
+        batches = []
+        for part in places.split(self.args.per_device_eval_batch_size):
+            batch = self.eval_images.batch(part.tolist())
+            batch = {name: values.to(self.accelerator.device) for name, values in batch.items()}
+            batches.append({**batch, "labels": self.targets(batch)})
+        return calibrate(self.classifier, model.eval(), batches)
 
 
 @with_found_batch_size
@@ -235,7 +268,8 @@ def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tens
     if args.new_subsets % 2 and step % 2:
         scores = -scores
     generator = KeyedGenerator("training subsets", args.seed, step, keys=ids.to(scores.device))
-    return law.draw(scores, args.new_subsets, generator, sizes)
+    options = {"exponent": args.guidance_exponent} if law.guided else {}
+    return law.draw(scores, args.new_subsets, generator, sizes, **options)
 
 
 @torch.no_grad()
@@ -243,7 +277,7 @@ def all_patch_features(
     accelerator: Accelerator, model: SalvageModel, images: ProcessedImages, batch_size: int
 ) -> torch.Tensor:
     """The frozen backbone's features of a whole data set, float16 [images, N, hidden size] on the CPU."""
-    loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
+    loader = accelerator.prepare(image_loader(images, batch_size))
     model.eval()
     with accelerator.autocast():
         batches = [

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import Dataset, get_dataset_split_names
 
+from ..data.cached_images import CachedImages
 from ..data.images import ProcessedImages, content_digest
 from ..data.loading import image_name, load_images
 from ..files import digest
@@ -28,6 +30,21 @@ def load_splits(args: LoopArguments) -> tuple[Dataset, Dataset]:
         # A fixed seed, so that runs with different seeds are compared on the same images.
         validation = validation.shuffle(seed=0).select(range(args.max_eval_samples))
     return train, validation
+
+
+def processed_images(
+    args: LoopArguments, accelerator: Accelerator, split: Dataset, processor: Any, config: Any, num_views: int = 1
+) -> ProcessedImages:
+    """The images of a split as the classifier takes them; with `cache_images` they are processed now, and kept.
+
+    Arguments beside those of the run are as in `ProcessedImages`.
+    """
+    kind = CachedImages if args.cache_images else ProcessedImages
+    columns = args.image_column_name, args.label_column_name
+    images = kind(split, processor, config, *columns, num_views, args.seed, pixel_range=args.pixel_range)
+    if isinstance(images, CachedImages):
+        images.fill(accelerator.device, args.dataloader_num_workers, accelerator.is_main_process)
+    return images
 
 
 def content_of(images: ProcessedImages) -> str:

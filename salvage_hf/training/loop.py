@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..arguments import PRIVATE, names_with
+from ..data.cached_images import image_loader
 from ..data.images import ProcessedImages
 from ..files import LOCK, write_bytes
 from ..hub.publishing import push_model, repository_name
@@ -71,6 +72,8 @@ class _TrainingRun:
             [p for p in task.model.parameters() if p.requires_grad],
             lr=args.learning_rate,
             weight_decay=args.weight_decay,
+            # One kernel for all parameters; elsewhere torch chooses.
+            fused=accelerator.device.type == "cuda" or None,
         )
         self.model, self.optimizer, self.loader = accelerator.prepare(task.model, optimizer, loader)
         self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
@@ -87,9 +90,9 @@ class _TrainingRun:
 
     def _make_loader(self) -> DataLoader:
         args, images = self.args, self.task.train_images
-        loader: DataLoader = DataLoader(
+        loader = image_loader(
             images,
-            batch_size=args.per_device_train_batch_size,
+            args.per_device_train_batch_size,
             shuffle=True,
             drop_last=True,
             num_workers=args.dataloader_num_workers,

@@ -30,7 +30,9 @@ MODEL_PARTS = (EXPLAINER_FORWARD, EXPLAINER_BACKWARD, CLASSIFIER)
 class Clock:
     """Seconds of the parts of every optimizer step.
 
-    The parts of a step follow each other without a gap, so that it is enough to note where each of them ends.
+    The parts of a step follow each other without a gap, so that it is enough to note where each of them ends. Only the
+    process that trains does so: a DataLoader's worker is a fork, which cannot wait for the GPU, and the images that it
+    reads cost a step what the step waits for them.
 
     Attributes:
         steps: for every finished optimizer step, when it ended, and the seconds of each of its parts.

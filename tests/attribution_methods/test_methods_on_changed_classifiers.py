@@ -60,7 +60,7 @@ def test_half_precision_classifiers_are_explained(tiny_classifier, salvage_model
     expected = load(name, rounded, salvage_model)(images(2), TARGETS)
     if name in IN_FLOAT32:
         torch.testing.assert_close(maps, expected, rtol=0, atol=0)
-    elif name not in ("random", "kernelshap", "svarm", "rise", "vit_cx"):
+    elif name not in ("random", "kernelshap", "svarm", "rise", "vit_cx", "salvage_refined"):  # keyed by the pixels
         torch.testing.assert_close(maps, expected, rtol=0, atol=0.1 * float(expected.abs().max()))
 
 

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from salvage_hf.evaluation.results import ARMS
+from salvage_hf.evaluation.arguments import BenchmarkArguments
+from salvage_hf.evaluation.results import arms_with
 from salvage_hf.evaluation.scores import SCORES
+from salvage_hf.modeling import SalvageModel
 
 MADE_UP_METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")
 CURVES = ("lif", "mif", "r_lif", "r_mif")
@@ -58,6 +61,40 @@ def make_benchmark(tmp_path):
 
 
 @pytest.fixture
+def benchmark_arguments(tiny_classifier, save_processor, tmp_path):
+    """A factory: arguments of a benchmark of a tiny classifier, its explainer and random pictures."""
+    classifier = tiny_classifier("dinov2_with_registers")
+    classifier.save_pretrained(tmp_path / "classifier")
+    save_processor(tmp_path / "classifier")
+    torch.manual_seed(0)  # the explainer must get some images wrong, whichever test ran before
+    explainer = SalvageModel.from_classifier(classifier)
+    torch.nn.init.normal_(explainer.head.class_projection.weight)
+    explainer.save_pretrained(tmp_path / "explainer")
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        folder = tmp_path / "images" / f"LABEL_{label}"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+    def build(**changes):
+        needs_explainer = {"salvage", "salvage_refined"} & set(changes.get("methods", ["salvage"]))
+        return BenchmarkArguments(
+            **{
+                "model_name_or_path": str(tmp_path / "classifier"),
+                "explainers": [f"salvage={tmp_path / 'explainer'}"] if needs_explainer else [],
+                "validation_dir": str(tmp_path / "images"),
+                "max_eval_samples": 7,
+                "n_masks": 2,
+                "output_dir": str(tmp_path / "out"),
+                **changes,
+            }
+        )
+
+    return build
+
+
+@pytest.fixture
 def ablation(tmp_path):
     folder = tmp_path / "ablation"
     folder.mkdir()
@@ -71,8 +108,8 @@ def ablation(tmp_path):
             }
             for seed in range(3)
         }
-        for name in ARMS
+        for name in arms_with([4.0])
     }
-    content = {"settings": {"max_train_steps": 100}, "arms": arms}
+    content = {"settings": {"max_train_steps": 100}, "arms": arms, "exponents": [4.0]}
     (folder / "ablation.json").write_text(json.dumps(content))
     return str(folder), content

@@ -17,7 +17,7 @@ from salvage_hf.evaluation.ablation import AblationArguments, ablation_table, ru
 from salvage_hf.evaluation.arguments import BenchmarkArguments
 from salvage_hf.evaluation.benchmark import run_benchmark
 from salvage_hf.evaluation.reading import read_ablation
-from salvage_hf.evaluation.results import ARMS
+from salvage_hf.evaluation.results import arms_with
 from salvage_hf.files import locked
 from salvage_hf.training.explainer import ExplainerArguments
 
@@ -38,7 +38,7 @@ def arguments(tiny_classifier, save_processor, tmp_path, monkeypatch):
             for number in range(4):
                 Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
 
-    def build(seeds=(0, 1), budget=9, **changes):
+    def build(seeds=(0, 1), budget=9, exponents=(4.0,), **changes):
         shared = ExplainerArguments(
             **{
                 "model_name_or_path": str(tmp_path / "classifier"),
@@ -52,7 +52,8 @@ def arguments(tiny_classifier, save_processor, tmp_path, monkeypatch):
                 **changes,
             }
         )
-        return AblationArguments(seeds=list(seeds), budget=budget, max_scored_samples=5), shared
+        args = AblationArguments(seeds=list(seeds), budget=budget, exponents=list(exponents), max_scored_samples=5)
+        return args, shared
 
     return build
 
@@ -62,19 +63,21 @@ def test_every_arm_is_trained_once_with_its_own_recipe(arguments, monkeypatch, t
 
     def remember(args):
         forwards = args.new_subsets + 2 * (args.objective == "vit_shapley")  # and both ends
-        runs.append((args.objective, args.sampling, args.seed, args.learning_rate, args.max_train_steps, forwards))
+        law = args.sampling, args.guidance_exponent
+        runs.append((args.objective, law, args.seed, args.learning_rate, args.max_train_steps, forwards))
         return train(args)
 
     monkeypatch.setattr(ablation, "train_explainer", remember)
     first = run_ablation(*arguments(seeds=[0]))
     both = run_ablation(*arguments())  # as after a stop: finished runs are not repeated
     assert runs == [
-        (objective, sampling, seed, rate, 4, 4)
+        (objective, law, seed, rate, 4, 4)
         for seed in (0, 1)
-        for objective, sampling, rate in (
-            ("vit_shapley", "shapley_kernel", 1e-4),  # as published
-            ("salvage", "uniform", 1e-3),
-            ("salvage", "guided", 1e-3),
+        for objective, law, rate in (
+            ("vit_shapley", ("shapley_kernel", None), 1e-4),  # as published
+            ("salvage", ("uniform", None), 1e-3),
+            ("salvage", ("guided", 1.0), 1e-3),  # as published
+            ("salvage", ("guided", 4.0), 1e-3),
         )
     ]
     assert {name: of["0"] for name, of in both["arms"].items()} == {name: of["0"] for name, of in first["arms"].items()}
@@ -82,7 +85,29 @@ def test_every_arm_is_trained_once_with_its_own_recipe(arguments, monkeypatch, t
     # Four validations, so that the report finds a quarter, a half and all of the training.
     history = both["arms"]["salvage-guided"]["1"]["history"]
     assert [row["step"] for row in history if "eval_srg" in row] == [1, 2, 3, 4]
-    assert len(ablation_table(both).splitlines()) == 2 + 3
+    assert len(ablation_table(both).splitlines()) == 2 + 4
+
+
+def test_other_exponents_join_an_earlier_ablation(arguments, monkeypatch, tmp_path):
+    """The arms of a search, one after another in one folder; what is finished is not trained again."""
+    trained = []
+
+    def made_up(args, shared, folder, arm, seed):
+        trained.append((folder.name, arm.exponent))
+        run = {"history": [{"step": 4, "eval_srg": 0.5}], "srg": [0.1 * len(trained)], "r_srg": [0.2]}
+        return run, {"classifier": "a", "content": "b"}
+
+    monkeypatch.setattr(ablation, "train_and_score", made_up)
+    run_ablation(*arguments(seeds=[0], exponents=[8.0, 2.5]))
+    searched = run_ablation(*arguments(seeds=[0], exponents=[16, 2.5, 4]))
+    published = [("vit_shapley-uniform-0", None), ("salvage-uniform-0", None), ("salvage-guided-0", 1.0)]
+    sharper = [(8.0, "8"), (2.5, "2.5"), (16, "16"), (4, "4")]
+    assert trained == published + [(f"salvage-guided-{word}-0", exponent) for exponent, word in sharper]
+    assert searched == read_ablation(tmp_path / "out")
+    assert searched["exponents"] == [2.5, 4, 8, 16]
+    titles = [line.split("|")[1].strip() for line in ablation_table(searched).splitlines()[2:]]
+    assert titles[:3] == ["ViT-Shapley (MSE)", "Salvage, uninformed", "Salvage, informed"]
+    assert titles[3:] == [f"Salvage, exponent {word}" for word in ("2.5", "4", "8", "16")]
 
 
 def test_scores_are_those_of_the_last_model(arguments, tmp_path):
@@ -123,8 +148,8 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(arguments, monkeypatch, 
         run_ablation(*arguments(seeds=[0], **changes))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **o: steps.append("after") or step(self, *a, **o))
     resumed = run_ablation(*arguments(seeds=[0], **changes))
-    assert steps == ["before"] * 3 + ["after"] * (2 + 4 + 4)  # the first arm repeats two steps
-    for name in ARMS:
+    assert steps == ["before"] * 3 + ["after"] * (2 + 4 + 4 + 4)  # the first arm repeats two steps
+    for name in arms_with([4.0]):
         assert resumed["arms"][name]["0"]["srg"] == pytest.approx(whole["arms"][name]["0"]["srg"], abs=1e-5)
 
 

@@ -19,7 +19,6 @@ from transformers import AutoImageProcessor
 from salvage_hf import MaskedClassifier, attribution_methods
 from salvage_hf.data.loading import open_image
 from salvage_hf.evaluation import benchmark, scoring
-from salvage_hf.evaluation.arguments import BenchmarkArguments
 from salvage_hf.evaluation.benchmark import run_benchmark
 from salvage_hf.evaluation.tables import results_table
 from salvage_hf.faithfulness import rank_scores, relative_scores
@@ -29,36 +28,8 @@ from salvage_hf.modeling import SalvageModel
 
 
 @pytest.fixture
-def arguments(tiny_classifier, save_processor, tmp_path):
-    classifier = tiny_classifier("dinov2_with_registers")
-    classifier.save_pretrained(tmp_path / "classifier")
-    save_processor(tmp_path / "classifier")
-    torch.manual_seed(0)  # the explainer must get some images wrong, whichever test ran before
-    explainer = SalvageModel.from_classifier(classifier)
-    torch.nn.init.normal_(explainer.head.class_projection.weight)
-    explainer.save_pretrained(tmp_path / "explainer")
-    rng = np.random.default_rng(0)
-    for label in range(3):
-        folder = tmp_path / "images" / f"LABEL_{label}"
-        folder.mkdir(parents=True)
-        for number in range(3):
-            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-
-    def build(**changes):
-        needs_explainer = "salvage" in changes.get("methods", ["salvage"])
-        return BenchmarkArguments(
-            **{
-                "model_name_or_path": str(tmp_path / "classifier"),
-                "explainers": [f"salvage={tmp_path / 'explainer'}"] if needs_explainer else [],
-                "validation_dir": str(tmp_path / "images"),
-                "max_eval_samples": 7,
-                "n_masks": 2,
-                "output_dir": str(tmp_path / "out"),
-                **changes,
-            }
-        )
-
-    return build
+def arguments(benchmark_arguments):
+    return benchmark_arguments
 
 
 def test_scores_are_those_of_single_images(arguments, tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from salvage_hf import MaskedClassifier
-from salvage_hf.evaluation import benchmark, plots, scoring
+from salvage_hf.evaluation import loading, plots, scoring
 from salvage_hf.evaluation.arguments import BenchmarkArguments
 from salvage_hf.evaluation.benchmark import run_benchmark
 from salvage_hf.evaluation.reading import read_benchmark
@@ -32,8 +32,8 @@ def run(tiny_classifier, save_processor, tmp_path, monkeypatch):
     """A function: a benchmark of 5 images in two batches into a folder. Models and images are loaded once per test."""
     for owner, name in (
         (MaskedClassifier, "from_pretrained"),
-        (benchmark, "load_model"),
-        (benchmark, "load_images"),
+        (loading, "load_model"),
+        (loading, "load_images"),
     ):
         monkeypatch.setattr(owner, name, functools.cache(getattr(owner, name)))
     for name in ("picture_grid", "curves", "matrices"):  # drawing takes seconds

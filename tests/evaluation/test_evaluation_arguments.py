@@ -1,4 +1,4 @@
-"""Wrong arguments of the benchmark, the ablation and the report: one sentence that names the argument."""
+"""Wrong arguments of the scripts that compare methods: one sentence that names the argument."""
 
 import dataclasses
 from typing import get_type_hints
@@ -7,11 +7,13 @@ import pytest
 
 from salvage_hf.evaluation.ablation import AblationArguments
 from salvage_hf.evaluation.arguments import BenchmarkArguments
+from salvage_hf.evaluation.exact import ExactArguments
 from salvage_hf.evaluation.report import ReportArguments
 
 #: Arguments -> what they need to be right.
 NEEDED = {
     BenchmarkArguments: {"model_name_or_path": "any", "validation_dir": "any", "methods": ["random"]},
+    ExactArguments: {"model_name_or_path": "any", "validation_dir": "any", "methods": ["random"]},
     AblationArguments: {},
     ReportArguments: {"benchmarks": ["any"]},
 }
@@ -55,6 +57,10 @@ def test_values_of_another_type_are_refused(arguments, name):
         (AblationArguments, {"seeds": []}, r"seeds must be one whole number or more from 0 on, each once, got \[\]"),
         (AblationArguments, {"seeds": [1, 1]}, r"seeds must be .* each once, got \[1, 1\]"),
         (AblationArguments, {"seeds": [-1]}, r"seeds must be .* from 0 on, each once, got \[-1\]"),
+        (AblationArguments, {"exponents": [2.0, 0.0]}, r"exponents\[1\] must be a finite positive number, got 0.0"),
+        (AblationArguments, {"exponents": [float("inf")]}, r"exponents\[0\] must be a finite positive number, got inf"),
+        (AblationArguments, {"exponents": [2.0, 2]}, r"exponents must be other than 1, .* each once, got \[2.0, 2\]"),
+        (AblationArguments, {"exponents": [1, 4.0]}, r"exponents must be other than 1, the paper's, .* got \[1, 4.0\]"),
         (AblationArguments, {"vit_shapley_learning_rate": 0.0}, "vit_shapley_learning_rate must be positive, got 0.0"),
         (ReportArguments, {"output_dir": ""}, "output_dir must not be empty"),
         (ReportArguments, {"benchmarks": [], "ablations": []}, "benchmarks or ablations are needed"),

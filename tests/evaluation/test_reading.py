@@ -158,6 +158,25 @@ def test_what_is_wrong_in_results_is_said(made_up, change, message):
     assert is_a_sentence_about(refused.value, r"results\.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("exponents"), r"arms\.salvage-guided-4 is not an arm; there are .*, salvage-guided$"),
+        (lambda a: a.update(exponents=[8.0]), r"arms\.salvage-guided-4 is not an arm; .*, salvage-guided-8$"),
+        (lambda a: a.update(exponents=["4"]), r"ablation\.exponents\[0\] must be of type float, got '4'"),
+        (lambda a: a["arms"].update(other={}), r"ablation\.arms\.other is not an arm; there are vit_shapley-uniform, "),
+    ],
+)
+def test_what_is_wrong_in_an_ablation_is_said(made_up, change, message):
+    folder, text = made_up["ablation"]
+    ablation = json.loads(text)
+    change(ablation)
+    (folder / "ablation.json").write_text(json.dumps(ablation))
+    with pytest.raises(ValueError, match=message) as refused:
+        read_ablation(folder)
+    assert is_a_sentence_about(refused.value, r"ablation\.json")
+
+
 def test_maps_of_other_images_or_with_nan_are_refused(made_up):
     folder, _ = made_up["benchmark"]
     benchmark, path = read_benchmark(folder), folder / "maps" / "rise.safetensors"

@@ -12,8 +12,10 @@ from faults import states_of_kills
 from sklearn.metrics import matthews_corrcoef
 
 from salvage_hf.evaluation import report_figures, report_tables
+from salvage_hf.evaluation.reading import read_ablation
 from salvage_hf.evaluation.report import ReportArguments, write_report
-from salvage_hf.evaluation.results import ARMS
+from salvage_hf.evaluation.report_sections import ablation_sections
+from salvage_hf.evaluation.results import arms_with
 
 METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")  # of `make_benchmark`
 
@@ -222,21 +224,40 @@ def test_figure_6_is_the_mean_of_both_directions(make_benchmark):
         np.testing.assert_allclose(lines[label], (np.array(curves["r_lif"]) + curves["r_mif"]) / 2)
 
 
-def test_figures_of_the_ablation(ablation):
+@pytest.mark.parametrize("exponents", [[4.0], []])
+def test_figures_of_the_ablation(ablation, exponents):
+    """Also of an ablation that has the paper's arms only."""
     _, content = ablation
+    arms = arms_with(exponents)
+    content = {**content, "exponents": exponents, "arms": {name: content["arms"][name] for name in arms}}
     figure3 = report_figures.ablation_bars({"Pets": content})
     figure7 = report_figures.ablation_course({"Pets": content})
     heights = [bar.get_height() for bar in figure3.axes[0].patches]
-    expected = [100 * np.mean([np.mean(run["r_srg"]) for run in content["arms"][name].values()]) for name in ARMS]
+    expected = [100 * np.mean([np.mean(run["r_srg"]) for run in content["arms"][name].values()]) for name in arms]
     np.testing.assert_allclose(heights, expected)
     assert len({axis.get_ylim() for axis in figure7.axes}) == 1
     assert [axis.get_title() for axis in figure7.axes] == [f"Pets: {share}% of training" for share in (25, 50, 100)]
     for axis, step in zip(figure7.axes, (25, 50, 100), strict=True):
         expected = []
-        for name in ("salvage-uniform", "salvage-guided"):
+        for name in list(arms)[1:]:
             rows = [row for run in content["arms"][name].values() for row in run["history"] if row["step"] == step]
             expected.append(100 * np.mean([row["eval_srg"] for row in rows]))
         np.testing.assert_allclose([bar.get_height() for bar in axis.patches], expected)
+
+
+def test_an_ablation_of_the_papers_arms_alone_is_shown():
+    """A file from before there were other exponents; beside one that has them, the other arms are of that one alone."""
+    card = read_ablation(Path(__file__).parents[2] / "model_cards" / "imagenette")
+    assert list(card["arms"]) == list(arms_with([]))
+    figure3, _ = ablation_sections({"ImageNette": card})
+    bars = [bar.get_label() for bar in figure3.content.axes[0].containers]
+    assert bars == ["ViT-Shapley (MSE)", "Salvage, uninformed", "Salvage, informed"]
+    assert "exponent" not in figure3.text.lower()
+    searched = {**card, "exponents": [8], "arms": {**card["arms"], "salvage-guided-8": card["arms"]["salvage-guided"]}}
+    figure3, _ = ablation_sections({"before": card, "after": searched})
+    assert [len(axis.containers) for axis in figure3.content.axes] == [3, 4]
+    assert "3 x Salvage, exponent 8" in figure3.text
+    assert "the informed arm's is 1" in figure3.text
 
 
 def test_several_data_sets_side_by_side(make_benchmark, tmp_path):

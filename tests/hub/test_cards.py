@@ -80,6 +80,32 @@ def test_arguments_that_differ_from_the_defaults_are_listed(write):
     assert card.text.lstrip().startswith("# salvage-pet\n")
 
 
+@pytest.mark.parametrize(
+    ("changes", "power"),
+    [
+        ({}, "4"),
+        ({"guidance_exponent": 1.0}, None),
+        ({"guidance_exponent": 2.5}, "2.5"),
+        ({"sampling": "uniform"}, None),
+        ({"objective": "vit_shapley"}, None),
+        ({"objective": "fastshap", "sampling": "guided"}, None),
+    ],
+)
+def test_the_card_says_where_the_draws_differ_from_the_papers(write, changes, power):
+    text = write(**changes)[0].text
+    if power:
+        assert (
+            f"\n\nSubsets were drawn by the weights of the paper's Algorithm 3 to the power of {power}; in the" in text
+        )
+        assert "power is 1 (`--guidance_exponent 1`).\n\n## Limits" in text
+        assert f"| --guidance_exponent | {float(power)} |" in text
+    else:
+        assert "to the power of" not in text
+    for heading in ("How it was trained", "Limits"):
+        assert f"\n\n## {heading}\n\n" in text
+    assert "\n\n\n" not in text
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_text_follows_from_the_objective(write, objective):
     entry = OBJECTIVES[objective]

@@ -123,18 +123,23 @@ def test_training(run_script, monkeypatch, words):
     assert not _global_optimizer_post_hooks
 
 
-def test_training_waits_for_the_gpu_in_no_worker(run_script, monkeypatch):
-    """A worker of a DataLoader cannot use CUDA, so it must not read the clock."""
+@pytest.mark.parametrize("cached", [[], ["--cache_images"]], ids=["files", "cache"])
+def test_training_waits_for_the_gpu_in_no_worker(run_script, monkeypatch, cached):
+    """The clock waits for the GPU, which a worker of a DataLoader cannot do, because it is a fork."""
     import measuring
 
-    def now():
-        if torch.utils.data.get_worker_info() is not None:
-            raise RuntimeError("a worker reads the clock")
-        return time.perf_counter()
+    waits = []
 
-    monkeypatch.setattr(measuring, "now", now)
-    words = [*run_script.training_images, *TRAINING, "--dataloader_num_workers", "1"]
+    def synchronize():
+        if torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+        waits.append(None)
+
+    monkeypatch.setattr(measuring, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    words = [*run_script.training_images, *TRAINING, "--dataloader_num_workers", "1", *cached]
     assert run_script("benchmark_training.py", *words, result="benchmark_training.json")["seconds_per_step"] > 0
+    assert len(waits) > 5  # steps
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,7 @@ def cut(path):
         ({"new_subsets": 2}, "'new_subsets': (4, 2)"),
         ({"learning_rate": 0.1}, "'learning_rate': (0.01, 0.1)"),
         ({"freeze_backbone": True}, "'freeze_backbone': (False, True)"),
+        ({"guidance_exponent": 1.0}, "'guidance_exponent': (4.0, 1.0)"),
         ({"train_dir": "elsewhere"}, "'train_dir': ("),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",

@@ -15,7 +15,10 @@ from salvage_hf import MaskedClassifier, SalvageModel
 from salvage_hf.data.images import ProcessedImages
 from salvage_hf.data.loading import load_images
 from salvage_hf.files import LOCK
+from salvage_hf.keyed_random import KeyedGenerator
 from salvage_hf.objectives import OBJECTIVES
+from salvage_hf.refinement import calibrate
+from salvage_hf.subsets import attribution_guided
 from salvage_hf.training.checkpoints import checkpoints
 from salvage_hf.training.explainer import ExplainerTask, all_patch_features, draw_subsets, train_explainer
 from salvage_hf.training.images import load_splits
@@ -55,6 +58,16 @@ def test_what_a_run_writes(straight):
     assert [folder.name for folder in checkpoints(straight)] == ["step_6", "step_8"]  # two are kept
     assert {"step_8/progress.json", "step_8/model.safetensors", "step_8/optimizer.bin"} <= files
     assert not [name for name in files if "partial" in name or ".writable" in name]
+
+
+@pytest.mark.parametrize("folder", ["", "last"])
+def test_an_explainer_is_written_with_its_calibration(straight, data, folder):
+    """By all validation images, of which there are fewer than 32."""
+    explainer = AutoModel.from_pretrained(straight / folder).eval()
+    v = MaskedClassifier.from_pretrained(data / "classifier")
+    images = ProcessedImages(load_images(folder=str(data / "validation")), v.processor, v.config)
+    expected = calibrate(v, explainer, [images.batch(list(range(len(images))))])
+    assert explainer.config.calibration == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_results_of_a_run(straight):
@@ -204,6 +217,25 @@ def test_sizes_are_stratified_within_each_half(arguments, sampling, parts):
         for part in sizes.split(parts):
             strata = ((part - 1) * len(part) // 16).tolist()
             assert strata == list(range(len(part)))
+
+
+@pytest.mark.parametrize("exponent", [None, 1.0, 4.0, 9.0])
+def test_training_draws_by_its_exponent(arguments, exponent):
+    """Slot by slot, an image's subsets are those of Algorithm 3 with the weights to that power."""
+    args = arguments(guidance_exponent=exponent, new_subsets=6)
+    scores, ids = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 0, 9])
+    drawn = {
+        e: draw_subsets(dataclasses.replace(args, guidance_exponent=e), scores, ids, step=2)
+        for e in (args.guidance_exponent, 1.0, 4.0, 9.0)
+    }
+    mine = draw_subsets(args, scores, ids, step=2)
+    for other, subsets in drawn.items():
+        generator = KeyedGenerator("training subsets", args.seed, 2, keys=ids)
+        sizes = subsets[0].sum(-1)  # which the exponent does not change
+        assert torch.equal(sizes, mine[0].sum(-1))
+        expected = attribution_guided(scores, 6, generator=generator, sizes=sizes, exponent=other)
+        assert torch.equal(subsets, expected)
+        assert torch.equal(mine, expected) is (other == (exponent or 4.0))
 
 
 def test_a_single_guided_subset_comes_from_both_halves_in_turn(arguments):

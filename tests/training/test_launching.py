@@ -12,7 +12,9 @@ from salvage_hf.training.explainer import train_explainer
 from salvage_hf.training.setup import TRACKER_LOGS
 
 
-@pytest.mark.parametrize("kind", [{}, {"freeze_backbone": True}], ids=["everything", "frozen"])
+@pytest.mark.parametrize(
+    "kind", [{}, {"freeze_backbone": True, "cache_images": True}], ids=["everything", "frozen and cached"]
+)
 def test_two_processes_give_the_numbers_of_one(data, tmp_path, launch_two, kind):
     """`accelerate launch` starts two processes with half the batch each."""
     changes = {"max_train_steps": 4, "validation_steps": 2, "checkpointing_steps": 4, **kind}

@@ -30,6 +30,18 @@ from salvage_hf.training.explainer import ExplainerArguments
         ),
         ({"objective": "kl"}, "objective='kl' is not one of salvage"),
         ({"model_name_or_path": ""}, "model_name_or_path is needed"),
+        ({"guidance_exponent": 0.0}, "guidance_exponent must be a finite positive number, got 0.0"),
+        ({"guidance_exponent": -2.0}, "guidance_exponent must be a finite positive number, got -2.0"),
+        ({"guidance_exponent": float("inf")}, "guidance_exponent must be a finite positive number, got inf"),
+        ({"guidance_exponent": float("nan")}, "guidance_exponent must be of type float, got nan"),
+        (
+            {"guidance_exponent": 4.0, "sampling": "uniform"},
+            "guidance_exponent=4 is for guided sampling only, sampling='uniform' reads no attributions: leave it out",
+        ),
+        (
+            {"guidance_exponent": 1.0, "objective": "vit_shapley"},
+            "guidance_exponent=1 is for guided sampling only, sampling='shapley_kernel' reads no attributions",
+        ),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
 )
@@ -50,20 +62,30 @@ def test_the_scripts_arguments_are_those_of_transformers_examples():
     assert all(field.metadata["help"] for field in dataclasses.fields(ExplainerArguments))
 
 
-def test_the_defaults_are_the_papers_recipe():
+def test_the_defaults_are_the_papers_recipe_but_for_the_exponent():
     args = HfArgumentParser(ExplainerArguments).parse_args_into_dataclasses(["--model_name_or_path", "x"])[0]
     assert (args.new_subsets, args.per_device_train_batch_size) == (32, 64)
     assert (args.learning_rate, args.weight_decay) == (1e-5, 1e-5)
     assert (args.sampling, args.masking, args.target, args.objective) == ("guided", "drop", "label", "salvage")
     assert args.freeze_backbone is False
+    assert args.guidance_exponent == 4
+    words = ["--model_name_or_path", "x", "--guidance_exponent", "1"]
+    assert HfArgumentParser(ExplainerArguments).parse_args_into_dataclasses(words)[0].guidance_exponent == 1
 
 
 @pytest.mark.parametrize("objective", ["vit_shapley", "fastshap"])
 def test_shapley_objectives_have_their_own_recipe(objective):
     args = ExplainerArguments(model_name_or_path="x", objective=objective)
-    assert (args.sampling, args.learning_rate) == ("shapley_kernel", 1e-4)
+    assert (args.sampling, args.learning_rate, args.guidance_exponent) == ("shapley_kernel", 1e-4, None)
     asked = ExplainerArguments(model_name_or_path="x", objective=objective, sampling="guided", learning_rate=1e-3)
-    assert (asked.sampling, asked.learning_rate) == ("guided", 1e-3)
+    assert (asked.sampling, asked.learning_rate, asked.guidance_exponent) == ("guided", 1e-3, 1)
+
+
+def test_filled_in_arguments_are_filled_in_once():
+    """What is made again from its own fields, as for a smaller batch, is the same."""
+    for changes in ({}, {"sampling": "uniform"}, {"guidance_exponent": 2.0}, {"objective": "fastshap"}):
+        args = ExplainerArguments(model_name_or_path="x", **changes)
+        assert dataclasses.replace(args) == args
 
 
 @pytest.mark.parametrize(("word", "value"), [("epoch", "epoch"), ("20", 20)])

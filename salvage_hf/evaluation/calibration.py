@@ -1,0 +1,70 @@
+"""Measures how far an explainer's maps can be trusted, for their refinement (`refinement.calibrate`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from ..arguments import AtLeast, ImageArguments, arg, check_arguments
+from ..attribution_methods.trained import load_explainer
+from ..data.images import ProcessedImages
+from ..data.loading import load_images
+from ..files import locked
+from ..masking import STRATEGIES, MaskedClassifier
+from ..refinement import LEAST_BUDGET, calibrate
+
+
+@dataclass
+class CalibrationArguments(ImageArguments):
+    """Arguments of scripts/calibrate.py."""
+
+    model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
+    explainer: str = arg("", "The folder of a Salvage explainer of it, whose config is changed.")
+    masking: str = arg("drop", f"How patches are hidden from the classifier: {', '.join(STRATEGIES)}.")
+    dataset_split: str = arg("validation", "The split of the data set on the Hub.")
+    budget: Annotated[int, AtLeast(2 * LEAST_BUDGET)] = arg(256, "Forwards of the classifier per image.")
+    per_device_eval_batch_size: Annotated[int, AtLeast(1)] = arg(32, "Images per batch.")
+    allow_other_classifier: bool = arg(
+        False, "Go on, with a warning, where the explainer states that it was trained for another classifier."
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        for name in ("model_name_or_path", "explainer"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is needed")
+        if not Path(self.explainer).is_dir():
+            raise ValueError(f"explainer={self.explainer!r} is no folder, so its config cannot be changed")
+
+
+def run_calibration(args: CalibrationArguments) -> dict[str, Any]:
+    """Measures an explainer's calibration on images that it was not trained on, and writes it into its config.
+
+    Returns:
+        What `refinement.calibrate` returns.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    v = MaskedClassifier.from_pretrained(args.model_name_or_path, masking=args.masking).to(device)
+    explainer = load_explainer(args.explainer, "salvage", v, args.allow_other_classifier)
+    dataset = load_images(
+        args.dataset_name,
+        args.validation_dir,
+        args.dataset_split,
+        args.image_column_name,
+        args.on_bad_image,
+        args.pixel_range,
+    )
+    columns = args.image_column_name, args.label_column_name
+    images = ProcessedImages(dataset, v.processor, v.config, *columns, pixel_range=args.pixel_range)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.max_eval_samples]
+    loader = DataLoader(Subset(images, chosen.tolist()), batch_size=args.per_device_eval_batch_size)
+    batches = (
+        {name: values.to(device) for name, values in batch.items()} for batch in tqdm(loader, desc="Calibrating")
+    )
+    with locked(args.explainer, "scripts/calibrate.py"):
+        explainer.config.calibration = calibrate(v, explainer, batches, args.budget)
+        explainer.config.save_pretrained(args.explainer)
+    return explainer.config.calibration

@@ -1,0 +1,165 @@
+"""Rows of different lengths in one sequence, so that subsets of all sizes pass a vision transformer together.
+
+All its layers but attention look at one token at a time, so the tokens of R rows may stand one after another in one
+sequence [1, T, D]; attention is bounded by the rows. Where the device has a kernel for rows of any lengths, one call
+computes the attention of them all; elsewhere each length takes one call.
+"""
+
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..vision_families import VisionFamily, on_tokens, with_attention, with_submodule
+
+try:  # since torch 2.10
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None  # type: ignore[assignment]
+
+#: The name of this attention among transformers' own.
+PACKED_ATTENTION = "salvage_packed_rows"
+
+
+class PackedRows:
+    """Where each row of a packed sequence begins and ends.
+
+    Args:
+        lengths: int64 [R] on the CPU, in ascending order: the tokens of each row, its prefix tokens first.
+        num_prefix: P, the number of prefix tokens of a row.
+        device: where the sequence is.
+    """
+
+    def __init__(self, lengths: torch.Tensor, num_prefix: int, device: torch.device):
+        self.num_prefix, self.device, self.lengths = num_prefix, device, lengths
+        values, counts = lengths.unique_consecutive(return_counts=True)
+        #: (length, number of rows of this length), in their order.
+        self.groups = list(zip(values.tolist(), counts.tolist(), strict=True))
+        self.longest = self.groups[-1][0]
+        self.bounds = nn.functional.pad(lengths.cumsum(0), (1, 0))  # [R + 1]: row r is bounds[r] to bounds[r + 1]
+        self.bounds_on_device = self.bounds.to(device, torch.int32)
+        self.num_attentions = 0  # how often attention was computed
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, kernel: Callable | None
+    ) -> torch.Tensor:
+        """Attention within each row: query, key and value [T, heads, D / heads] -> [T, heads, D / heads].
+
+        `kernel` has the arguments of `varlen_attn`; without one, each length of rows takes one call.
+        """
+        self.num_attentions += 1
+        if kernel:
+            bounds = self.bounds_on_device
+            return kernel(query, key, value, bounds, bounds, self.longest, self.longest)
+        outputs, start = [], 0
+        for length, count in self.groups:
+            end = start + count * length
+            query_rows, key_rows, value_rows = (
+                states[start:end].unflatten(0, (count, length)).transpose(1, 2) for states in (query, key, value)
+            )
+            attended = nn.functional.scaled_dot_product_attention(query_rows, key_rows, value_rows, scale=scaling)
+            outputs.append(attended.transpose(1, 2).flatten(0, 1))
+            start = end
+        return torch.cat(outputs)
+
+    def as_head_reads(self, hidden_states: torch.Tensor, pools_patches: bool) -> torch.Tensor:
+        """What a head reads of each row, from the last hidden states [1, T, D]: [R, P, D] or [R, P + 1, D].
+
+        The prefix tokens; where the head takes the mean of the patches, this mean stands behind them as if the row had
+        one patch. The mean of no patches is zero.
+        """
+        starts = self.bounds[:-1, None]
+        prefix = hidden_states[0, (starts + torch.arange(self.num_prefix)).to(self.device)]
+        if not pools_patches:
+            return prefix
+        place_in_row = torch.arange(hidden_states.shape[1]) - starts[:, 0].repeat_interleave(self.lengths)
+        patches = (place_in_row >= self.num_prefix).nonzero()[:, 0].to(self.device)
+        offsets = (self.bounds[:-1] - self.num_prefix * torch.arange(len(self.lengths))).to(self.device)
+        means = nn.functional.embedding_bag(patches, hidden_states[0], offsets, mode="mean")
+        return torch.cat([prefix, means[:, None]], dim=1)
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling, *, packed_rows: PackedRows, **kwargs):
+    """Attention for transformers' `AttentionInterface`: query, key and value [1, heads, T, D / heads].
+
+    Returns:
+        The attended values [1, T, heads, D / heads], and None in place of attention weights.
+    """
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    kernel = varlen_attn if _has_kernel(query, scaling) else None
+    return packed_rows.attention(query, key, value, scaling, kernel)[None], None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+
+
+def _has_kernel(query: torch.Tensor, scaling: float) -> bool:
+    """Whether `varlen_attn` takes these queries [T, heads, D / heads]: it is torch's interface to flash attention."""
+    head_size = query.shape[-1]
+    return (
+        varlen_attn is not None
+        and query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and head_size % 8 == 0
+        and head_size <= 256
+        and scaling == head_size**-0.5  # in torch 2.10 it can have no other
+    )
+
+
+def can_be_packed(classifier: PreTrainedModel, family: VisionFamily) -> bool:
+    """Whether nothing in a classifier may look at rows of its own: then packing them changes no result.
+
+    Its class and its blocks must be those of transformers and torch, without hooks and without a `forward` of the
+    instance, and in eval mode, because dropped paths and attention weights are drawn per row.
+    """
+    return not classifier.training and all(
+        type(module).__module__.startswith(("transformers.models.", "transformers.activations", "torch.nn."))
+        and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        for module in chain([classifier, classifier.base_model], family.block_list(classifier).modules())
+    )
+
+
+def packed_logits(
+    classifier: PreTrainedModel, family: VisionFamily, tokens: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """The logits of rows of tokens.
+
+    Args:
+        classifier: one that `can_be_packed`.
+        family: its family.
+        tokens: [T, D], the embedded tokens of all rows, one row after the other, each with its prefix tokens first.
+        lengths: int64 [R] on the CPU, the tokens of each row, in ascending order.
+
+    Returns:
+        [R, K]
+    """
+    rows = PackedRows(lengths, family.num_prefix_tokens(classifier.config), tokens.device)
+    view = with_attention(on_tokens(classifier), PACKED_ATTENTION)
+    path = classifier.base_model_prefix
+    view = with_submodule(view, path, _OfPackedRows(view.get_submodule(path), rows, family.pools_patches))
+    logits = view(tokens[None], output_attentions=False, output_hidden_states=False).logits
+    if rows.num_attentions != len(family.block_list(classifier)):
+        raise RuntimeError(
+            f"{rows.num_attentions} of {len(family.block_list(classifier))} blocks asked transformers' "
+            "AttentionInterface for their attention: this version of transformers cannot be used with masking='drop'"
+        )
+    return logits
+
+
+class _OfPackedRows(nn.Module):
+    """Stands in the place of a base model, and gives the head what it reads of each row as a batch of rows."""
+
+    def __init__(self, base_model: nn.Module, rows: PackedRows, pools_patches: bool):
+        super().__init__()
+        self.base_model, self.rows, self.pools_patches = base_model, rows, pools_patches
+
+    def forward(self, tokens: torch.Tensor, *args, **kwargs) -> BaseModelOutputWithPooling:
+        outputs = self.base_model(tokens, packed_rows=self.rows, output_attentions=False, output_hidden_states=False)
+        states = self.rows.as_head_reads(outputs.last_hidden_state, self.pools_patches)
+        return BaseModelOutputWithPooling(last_hidden_state=states)  # type: ignore[arg-type]
