@@ -33,7 +33,10 @@ def _check_calibration(calibration):
     if calibration is None:
         return
     _check_type("calibration", calibration, dict)
-    if not 0 <= calibration.get("correlation", -1) < 1 or not 0 < calibration.get("signal", 0) < float("inf"):
+    numbers = [calibration.get(name) for name in ("correlation", "signal")]
+    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+        numbers = [-1, -1]
+    if not (0 <= numbers[0] < 1 and 0 < numbers[1] < float("inf")):
         raise ValueError(
             "calibration must have a correlation from 0 to below 1 and a positive signal, got " + _shown(calibration)
         )

@@ -3,7 +3,7 @@
 Importing this package registers Salvage with transformers' Auto classes and the eight metrics with `evaluate`.
 """
 
-from . import attribution_methods, faithfulness, localization, subsets
+from . import attribution_methods, faithfulness, localization, refinement, subsets
 from .evaluate_modules import registration
 from .evaluate_modules.registration import load_metric
 from .masking import MaskedClassifier
@@ -24,5 +24,6 @@ __all__ = [
     "faithfulness",
     "load_metric",
     "localization",
+    "refinement",
     "subsets",
 ]

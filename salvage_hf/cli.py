@@ -23,7 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
             from .explain import explain_files  # matplotlib is an extra
 
             written, failed = explain_files(
-                options.images, options.model, options.output, options.top, options.pixel_range
+                options.images,
+                options.model,
+                options.output,
+                options.top,
+                options.pixel_range,
+                options.classifier,
+                options.budget,
             )
             for path in written:
                 print(printable(path))
@@ -59,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the values that are black and white in images of more than 8 bits, for example 0 4095",
     )
     explain.add_argument("--top", type=int, default=3, help="how many classes are shown, the most probable first")
+
+    explain.add_argument(
+        "--classifier", help="the classifier that the model explains, for --budget: a folder or a name"
+    )
+    explain.add_argument(
+        "--budget", type=int, default=0, help="forwards of the classifier on each image, which improve its maps"
+    )
 
     demo = commands.add_parser(
         "demo", help="run the whole method on a small data set that it generates; takes a few minutes"

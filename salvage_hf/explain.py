@@ -11,13 +11,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
+from .attribution_methods.trained import load_explainer
 from .data.folders import is_of_other_kind, listed, walk
 from .data.pictures import check_pixel_range, open_image, printable, reason_of
 from .data.processors import process, processed_box
 from .evaluation.plots import DPI, FORMATS, file_content, made_here, overlay, picture_grid
 from .files import check_writable, locked, write_bytes
+from .masking import MaskedClassifier
 from .modeling import SalvageConfig
 from .pretrained import load_config, load_model, load_processor
+from .refinement import Calibration, checked_budget, refine
 from .targets import (
     activation,
     label_names,
@@ -44,6 +47,8 @@ def explain_files(
     output: str,
     top: int = 3,
     pixel_range: Sequence[float] | None = None,
+    classifier_name: str | None = None,
+    budget: int = 0,
 ) -> tuple[list[Path], list[str]]:
     """Writes a picture per image: the image, and the maps of its most probable classes with their probability.
 
@@ -55,6 +60,8 @@ def explain_files(
             file per image. Files of other origin in that folder are left as they are.
         top: how many classes are shown.
         pixel_range: the values that are black and white in images of more than 8 bits, as in `open_image`.
+        classifier_name: the classifier that the model explains, on the Hub or in a folder; needed with a budget.
+        budget: forwards of the classifier on each image, which improve its maps (`refinement.refine`); 0: none.
 
     Returns:
         The files written, and a message for every file that could not be explained.
@@ -67,20 +74,33 @@ def explain_files(
     if not isinstance(top, int) or not 1 <= top <= MOST_CLASSES:
         raise ValueError(f"top must be a whole number from 1 to {MOST_CLASSES}, got {top!r}")
     check_pixel_range(pixel_range)
+    if checked_budget(budget) and not classifier_name:
+        raise ValueError(f"classifier is needed for budget={budget}: the one that the model explains")
     files = _images(list(inputs))
+    options = model_name, top, pixel_range, classifier_name, budget
     if _is_one_picture(output, files):
         check_writable(Path(output).parent)
-        return _explain({files[0]: Path(output)}, model_name, top, pixel_range)
+        return _explain({files[0]: Path(output)}, *options)
     with locked(output, "salvage explain"):
-        return _explain(_targets(files, Path(output)), model_name, top, pixel_range)
+        return _explain(_targets(files, Path(output)), *options)
 
 
 def _explain(
-    targets: dict[Path, Path], model_name: str, top: int, pixel_range: Sequence[float] | None
+    targets: dict[Path, Path],
+    model_name: str,
+    top: int,
+    pixel_range: Sequence[float] | None,
+    classifier_name: str | None,
+    budget: int,
 ) -> tuple[list[Path], list[str]]:
     """Explains images: {image: the picture to write}. Returns what `explain_files` returns."""
     model, processor = _load(model_name)
-    draw = functools.partial(explanation, model=model, processor=processor, top=top)
+    v = None
+    if budget and classifier_name:
+        v = MaskedClassifier.from_pretrained(classifier_name)
+        model = load_explainer(model, "salvage", v)
+        Calibration.of(model)
+    draw = functools.partial(explanation, model=model, processor=processor, top=top, v=v, budget=budget)
     written: list[Path] = []
     failed: list[str] = []
     for file, target in tqdm(targets.items(), desc="Explaining", disable=len(targets) == 1):
@@ -192,11 +212,14 @@ def _load(model_name: str) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def explanation(picture: Image.Image, model, processor, top: int = 3):
+def explanation(
+    picture: Image.Image, model, processor, top: int = 3, v: MaskedClassifier | None = None, budget: int = 0
+):
     """The figure of one picture: itself, then the maps of its `top` most probable classes, on one colour scale.
 
     With one label there is one map: of the label where it is predicted, otherwise of its absence. The model sees the
-    whole picture; what is drawn has at most `DRAWN_PIXELS` a side.
+    whole picture; what is drawn has at most `DRAWN_PIXELS` a side. With a classifier `v` and a budget the maps are
+    those of `refinement.refine`.
 
     Raises:
         ValueError: where the processor cannot process the picture, or an answer of the model is NaN or infinite.
@@ -218,7 +241,11 @@ def explanation(picture: Image.Image, model, processor, top: int = 3):
     left, top_edge, right, bottom = (round(scale * edge) for edge in processed_box(processor, *picture.size))
     drawn = picture.resize((width, height), reducing_gap=3.0)
     shares = target_probability(probabilities.expand(len(classes), 1, -1), classes)[:, 0].tolist()
-    maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes).unflatten(-1, grid).numpy()
+    if v is None:
+        maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes)
+    else:
+        maps = refine(v, model, pixel_values.expand(len(classes), -1, -1, -1), classes, budget).attributions
+    maps = maps.unflatten(-1, grid).numpy()
     limit = float(abs(maps).max())
     titled = [
         (f"{names[index]}: {100 * share:.1f}%", overlay(drawn, values, (left, top_edge, right, bottom), limit))

@@ -24,8 +24,8 @@ import torch
 from .keyed_random import KeyedGenerator, image_keys
 from .masking import MaskedClassifier, value_at
 from .subsets import positions, stratified_sizes, uniform
-from .targets import activation, target_attributions, target_probability
-from .tensors import whole_number
+from .targets import activation, check_targets, target_attributions, target_probability
+from .tensors import whole_number, whole_numbers
 
 #: With fewer subsets the error of a measurement is not known.
 LEAST_BUDGET = 16
@@ -84,9 +84,10 @@ def refine(
     targets: torch.Tensor,
     budget: int,
     seed: int = 0,
-    ids: torch.Tensor | None = None,
 ) -> RefinedAttributions:
     """Improves the maps of a trained explainer by `budget` forwards of the classifier on each image.
+
+    An image that is given several times, with one target each, is asked about once.
 
     Args:
         v: the classifier.
@@ -94,13 +95,16 @@ def refine(
         pixel_values: [B, C, H, W], processed images.
         targets: int64 [B], the explained classes.
         budget: subsets per image; 0 gives the explainer's map, otherwise at least 16.
-        seed: seed of the subsets.
-        ids: int64 [B], the keys of the images' subsets; their pixels when None.
+        seed: seed of the subsets, which depend on it and on the pixels of the image.
 
     Raises:
-        ValueError: where the explainer states no calibration, or the budget is too small.
+        ValueError: where the explainer states no calibration, the budget is too small, images are not what
+            `MaskedClassifier.as_input` takes, or targets are not one class per image.
     """
     budget, calibration = checked_budget(budget), Calibration.of(explainer)
+    pixel_values = v.as_input(pixel_values)
+    targets = whole_numbers("targets", targets, "B", B=len(pixel_values)).to(v.device)
+    check_targets(targets, v.num_labels)
     output = explainer(pixel_values.to(explainer.dtype))
     attributions = target_attributions(output.attributions, targets).float()
     # The map says that the effects are correlation * map, with the variance 1 - correlation^2.
@@ -108,8 +112,7 @@ def refine(
     weighted = precision * calibration.correlation * _standardised(attributions.double())
     variance = precision.clone()
     if budget and attributions.shape[1] > 1:
-        keys = image_keys(pixel_values) if ids is None else ids
-        measured = measure_effects(v, explainer, output, pixel_values, targets, budget, seed, keys)
+        measured = measure_effects(v, explainer, output, pixel_values, targets, budget, seed)
         unit = calibration.signal**0.5 * measured.residual[:, None]  # the standard deviation of the effects
         added = calibration.signal * measured.information
         precision += added
@@ -134,8 +137,8 @@ def calibrate(
     Args:
         v: the classifier.
         explainer: a `SalvageModel` that was trained for it.
-        batches: "pixel_values" [B, C, H, W], "labels" (the explained classes) and "ids" int64 [B] of images that it was
-            not trained on.
+        batches: "pixel_values" [B, C, H, W] and "labels" int64 [B], the explained classes, of images that it was not
+            trained on.
         budget: subsets per image, at least 32.
 
     Returns:
@@ -148,7 +151,7 @@ def calibrate(
         output = explainer(pixel_values.to(explainer.dtype))
         maps = _standardised(target_attributions(output.attributions, targets).double())
         inputs = v, explainer, output, pixel_values, targets, half
-        measured = [measure_effects(*inputs, seed, batch["ids"]) for seed in (0, 1)]
+        measured = [measure_effects(*inputs, seed) for seed in (0, 1)]
         first, second = (_standardised(measurement.effects) for measurement in measured)
         agreements.append((first * second).mean(dim=1))
         correlations.append((maps * (first + second) / 2).mean(dim=1))
@@ -197,7 +200,6 @@ def measure_effects(
     targets: torch.Tensor,
     budget: int,
     seed: int,
-    keys: torch.Tensor,
 ) -> MeasuredEffects:
     """Effects by a regression of the predictions from subsets, whose sizes are even over 1..N-1, on their patches.
 
@@ -207,14 +209,17 @@ def measure_effects(
     Args:
         v, explainer, pixel_values, targets, budget, seed: as in `refine`.
         output: what the explainer returned for the images.
-        keys: int64 [B], the keys of the images' subsets.
     """
     num_patches, device = output.attributions.shape[1], output.attributions.device
     sizes = _even_sizes(budget, num_patches, KeyedGenerator("sizes of refinement", seed, keys=_shared_key(device)))
-    subsets = _draw(len(keys), sizes, num_patches, KeyedGenerator("subsets of refinement", seed, keys=keys.to(device)))
-    value = value_at(v, pixel_values)
-    blocks = subsets.split(_BLOCK_SIZE, dim=1)
-    predictions = torch.cat([target_probability(value(block), targets) for block in blocks], dim=1).double()
+    keys, image = image_keys(pixel_values).to(device).unique(return_inverse=True)
+    places = torch.arange(len(image), device=device)
+    first = torch.full_like(keys, len(image)).scatter_reduce(0, image, places, "amin")  # the place of each key's image
+    drawn = _draw(len(keys), sizes, num_patches, KeyedGenerator("subsets of refinement", seed, keys=keys))
+    value = value_at(v, pixel_values[first])
+    blocks = drawn.split(_BLOCK_SIZE, dim=1)
+    predictions = torch.cat([target_probability(value(block)[image], targets) for block in blocks], dim=1).double()
+    subsets = drawn[image]
     basis = _size_basis(sizes, num_patches)
     predictions = _without(predictions, basis)
     estimates = _without(_estimates(explainer, output, subsets, targets), basis)

@@ -17,6 +17,8 @@ from salvage_hf import explain
 from salvage_hf.cli import main
 from salvage_hf.data.processors import processed_box
 from salvage_hf.explain import MOST_CLASSES, explain_files, explanation
+from salvage_hf.masking import MaskedClassifier
+from salvage_hf.refinement import refine
 
 
 @pytest.fixture
@@ -428,3 +430,59 @@ def test_images_of_more_than_8_bits_need_their_range(model_folder, tmp_path):
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(tmp_path / "plain_out.png")))
     with pytest.raises(ValueError, match="pixel_range must be two numbers, the smaller one first"):
         explain_files([str(tmp_path / "deep.png")], str(model_folder), str(out), pixel_range=(5, 1))
+
+
+# With a budget
+
+
+@pytest.fixture
+def refined(salvage_model, tiny_classifier, save_processor, tmp_path, monkeypatch):
+    """The folders of an explainer with a calibration and of its classifier, and the maps that are drawn."""
+    classifier = tmp_path / "classifier"
+    tiny_classifier().save_pretrained(classifier)
+    save_processor(classifier, 16)
+    folder = tmp_path / "calibrated"
+    salvage_model(calibration={"correlation": 0.5, "signal": 0.05}).save_pretrained(folder)
+    save_processor(folder, 16)
+    drawn: list[np.ndarray] = []
+    overlay = explain.overlay
+
+    def kept(picture, values, *rest):
+        drawn.append(values)
+        return overlay(picture, values, *rest)
+
+    monkeypatch.setattr(explain, "overlay", kept)
+    return str(folder), str(classifier), drawn
+
+
+def test_a_budget_draws_the_refined_maps(refined, picture_folder, tmp_path):
+    folder, classifier, drawn = refined
+    picture, out = picture_folder / "wide.png", tmp_path / "refined.png"
+    words = ["explain", str(picture), "--model", folder, "--output", str(out), "--top", "2"]
+    assert main([*words, "--classifier", classifier, "--budget", "32"]) == 0
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    pixel_values = processor(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        classes = model.eval()(pixel_values).logits[0].topk(2).indices
+    v = MaskedClassifier.from_pretrained(classifier)
+    for place, target in enumerate(classes):
+        expected = refine(v, model, pixel_values, target[None], 32).attributions[0]
+        np.testing.assert_allclose(drawn[place].flatten(), expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--budget 32", "classifier is needed for budget=32"),
+        ("--budget 8 --classifier {classifier}", "budget must be 0 or at least 16, got 8"),
+        ("--budget 32 --classifier {classifier} --model {uncalibrated}", "states no calibration"),
+        ("--budget 32 --classifier nowhere", "nowhere"),
+    ],
+)
+def test_budgets_that_cannot_be_spent_are_refused(refined, model_folder, picture_folder, words, message, capsys):
+    folder, classifier, _ = refined
+    words = words.format(classifier=classifier, uncalibrated=model_folder).split()
+    with pytest.raises(SystemExit) as end:
+        main(["explain", str(picture_folder / "wide.png"), "--model", folder, *words])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

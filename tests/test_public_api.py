@@ -24,6 +24,7 @@ PUBLIC = [
     "faithfulness",
     "load_metric",
     "localization",
+    "refinement",
     "subsets",
 ]
 

@@ -16,7 +16,15 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
 import salvage_hf
-from salvage_hf import MaskedClassifier, SalvageConfig, SalvageModel, attribution_methods, faithfulness, localization
+from salvage_hf import (
+    MaskedClassifier,
+    SalvageConfig,
+    SalvageModel,
+    attribution_methods,
+    faithfulness,
+    localization,
+    refinement,
+)
 from salvage_hf import subsets as sampling
 from salvage_hf.evaluate_modules.registration import load_metric, metric_scripts
 from salvage_hf.keyed_random import KeyedGenerator
@@ -34,6 +42,7 @@ CLASSIFIER = Dinov2ForImageClassification(
     Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=16, num_labels=3)
 )
 V = MaskedClassifier(CLASSIFIER)
+REFINED = SalvageModel.from_classifier(CLASSIFIER, calibration={"correlation": 0.5, "signal": 0.05}).eval()
 
 
 def value(pixel_values, subsets):
@@ -228,6 +237,11 @@ DOORS = {
         {"explainer": [*NOTHING, None, 3, V, CLASSIFIER, value, "no/such/explainer"]},
         {"explainer": ("explainer", "cat", "no/such")},
     ),
+    "refinement.refine": Door(
+        functools.partial(refinement.refine, V, REFINED),
+        {"pixel_values": IMAGES, "targets": TARGETS, "budget": 16},
+        {"pixel_values": NO_IMAGES, "targets": NO_TARGETS, "budget": [*NO_COUNT, None, 15], "seed": [*NO_SEED, None]},
+    ),
     "SalvageConfig": Door(
         SalvageConfig,
         {},
@@ -241,6 +255,7 @@ DOORS = {
             "logit_temperature": [*NO_NUMBER, None, 0, -1.0, True, float("inf")],
             "initializer_range": [*NO_NUMBER, -1.0, True, float("inf")],
             "objective": [choice for choice in [*NO_CHOICE, None] if not isinstance(choice, str)],
+            "calibration": [*NOTHING, 3, True, "cat", [], {"correlation": 2, "signal": 1}, {"correlation": "cat"}],
         },
     ),
     "SalvageModel.from_classifier": Door(

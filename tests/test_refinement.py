@@ -9,7 +9,7 @@ import torch
 
 from salvage_hf import MaskedClassifier, SalvageModel, attribution_methods, subsets
 from salvage_hf.faithfulness import rank_scores
-from salvage_hf.keyed_random import KeyedGenerator
+from salvage_hf.keyed_random import KeyedGenerator, image_keys
 from salvage_hf.refinement import LEAST_BUDGET, Calibration, calibrate, measure_effects, refine
 from salvage_hf.targets import activation, target_attributions, target_probability
 
@@ -23,7 +23,7 @@ def setting(tiny_classifier, salvage_model, images):
     return v, salvage_model(calibration=CALIBRATION), images(2), torch.tensor([0, 2])
 
 
-def literal_refinement(v, explainer, pixel_values, targets, budget, keys, correlation, signal):
+def literal_refinement(v, explainer, pixel_values, targets, budget, correlation, signal):
     """Image by image and patch by patch, in numpy: (attributions, effects, standard errors)."""
     output = explainer(pixel_values)
     maps = target_attributions(output.attributions, targets).double().numpy()
@@ -32,10 +32,10 @@ def literal_refinement(v, explainer, pixel_values, targets, budget, keys, correl
         1, budget, num_patches - 1, generator=KeyedGenerator("sizes of refinement", 0, keys=torch.zeros(1).long())
     )[0]
     drawn = subsets.uniform(
-        len(keys),
+        len(targets),
         budget,
         num_patches,
-        generator=KeyedGenerator("subsets of refinement", 0, keys=keys),
+        generator=KeyedGenerator("subsets of refinement", 0, keys=image_keys(pixel_values)),
         sizes=sizes,
     )
     generator = KeyedGenerator("subsets of the control variate", keys=torch.zeros(1).long())
@@ -91,10 +91,9 @@ def literal_refinement(v, explainer, pixel_values, targets, budget, keys, correl
 def test_refinement_equals_the_literal_version(setting, budget, correlation, signal):
     v, explainer, pixel_values, targets = setting
     explainer.config.calibration = {"correlation": correlation, "signal": signal}
-    keys = torch.tensor([5, 9])
-    refined = refine(v, explainer, pixel_values, targets, budget, ids=keys)
+    refined = refine(v, explainer, pixel_values, targets, budget)
     with torch.no_grad():
-        literal = literal_refinement(v, explainer, pixel_values, targets, budget, keys, correlation, signal)
+        literal = literal_refinement(v, explainer, pixel_values, targets, budget, correlation, signal)
     for part, expected in zip((refined.attributions, refined.effects, refined.stderr), literal, strict=True):
         torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
 
@@ -124,13 +123,13 @@ def exact_effects(v, pixel_values, target, num_patches):
 def measured(tiny_classifier, salvage_model, images):
     """A function (budget, seeds) -> measured effects [seeds, 3, 8], errors, and the exact effects [3, 8]."""
     v, explainer = MaskedClassifier(tiny_classifier()), salvage_model()
-    pixel_values, targets, keys = images(3, 8, 16), torch.tensor([0, 1, 2]), torch.arange(3)
+    pixel_values, targets = images(3, 8, 16), torch.tensor([0, 1, 2])
 
     def measure(budget, seeds):
         with torch.no_grad():
             output = explainer(pixel_values)
             inputs = v, explainer, output, pixel_values, targets, budget
-            found = [measure_effects(*inputs, seed, keys) for seed in range(seeds)]
+            found = [measure_effects(*inputs, seed) for seed in range(seeds)]
         exact = torch.stack([exact_effects(v, pixel_values[b : b + 1], int(targets[b]), 8) for b in range(3)])
         return torch.stack([m.effects for m in found]), torch.stack([m.stderr for m in found]), exact
 
@@ -162,6 +161,20 @@ def test_neither_the_batch_nor_the_chunk_changes_a_refined_map(tiny_classifier, 
             torch.testing.assert_close(alone.attributions[0], together.attributions[b])
     other = refine(v, explainer, pixel_values, targets, 300, seed=1)
     assert not torch.allclose(other.effects, together.effects, atol=1e-3)
+
+
+def test_an_image_given_for_several_classes_is_asked_about_once(setting, monkeypatch):
+    v, explainer, pixel_values, _ = setting
+    pixel_values, targets = pixel_values[[0, 1, 0, 0]], torch.tensor([2, 1, 0, 1])
+    asked, logits_of = [], MaskedClassifier.logits_of
+    monkeypatch.setattr(
+        MaskedClassifier, "logits_of", lambda v, *inputs: asked.append(inputs[1]) or logits_of(v, *inputs)
+    )
+    together = refine(v, explainer, pixel_values, targets, 32)
+    assert [tuple(subsets.shape) for subsets in asked] == [(2, 32, 16)]
+    for place in range(4):
+        alone = refine(v, explainer, pixel_values[place : place + 1], targets[place : place + 1], 32)
+        torch.testing.assert_close(together.effects[place], alone.effects[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_prediction_that_never_changes_leaves_the_explainers_order(setting):
@@ -235,7 +248,7 @@ def test_calibration_finds_the_correlation_and_the_signal(monkeypatch, correlati
     monkeypatch.setattr("salvage_hf.refinement.value_at", value_at)
     numbers = torch.arange(num_images)
     batches = [
-        {"pixel_values": part[:, None, None, None].float(), "labels": torch.zeros_like(part), "ids": part}
+        {"pixel_values": part[:, None, None, None].float(), "labels": torch.zeros_like(part)}
         for part in numbers.split(64)
     ]
     found = calibrate(None, MadeUpExplainer(maps), batches, budget=512)
@@ -251,7 +264,7 @@ def test_calibration_finds_the_correlation_and_the_signal(monkeypatch, correlati
 def test_calibration_of_maps_that_say_nothing_is_zero_and_never_breaks(setting):
     v, _, pixel_values, targets = setting
     new = SalvageModel.from_classifier(v.classifier).eval()
-    batch = {"pixel_values": pixel_values, "labels": targets, "ids": torch.arange(2)}
+    batch = {"pixel_values": pixel_values, "labels": targets}
     found = calibrate(v, new, [batch], budget=64)
     assert found["correlation"] == 0
     new.config.calibration = found

@@ -33,7 +33,7 @@ class MaskedClassifier(nn.Module):
         patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
         image_size: (height, width) that `num_patches` and `grid_size` refer to, or one number for both.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
-            the memory. When None as many as a sixteenth of a GPU's memory holds, elsewhere 16,384.
+            the memory. When None as many as a sixteenth of a GPU's memory holds, elsewhere 4,096.
         mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type, tokens and weights included.
             The classifier itself keeps its own type, because methods take its gradients.
         processor: its image processor, so that an explainer can be checked against it; not used otherwise.
@@ -282,10 +282,12 @@ _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": tor
 def tokens_that_fit(device: torch.device, hidden_size: int | None) -> int:
     """The default of `chunk_size` for a device and a model whose tokens have `hidden_size` numbers, None if unknown.
 
-    A GPU is kept busy only by many tokens at once. A forward without gradients holds about 16 numbers of 4 bytes for
+    A GPU is kept busy only by many tokens at once, and a CPU is fastest where they fit into its cache. A GPU's forward without gradients holds about 16 numbers of 4 bytes for
     each of a token's: the residual stream, its norm, query, key and value, what attention adds, and the MLP's layers.
     """
-    if device.type != "cuda" or hidden_size is None:
+    if device.type != "cuda":
+        return 4_096
+    if hidden_size is None:
         return 16_384
     memory = torch.cuda.get_device_properties(device).total_memory
     return min(max(memory // 16 // (64 * hidden_size), 16_384), 262_144)

@@ -1,8 +1,9 @@
-"""Times v(S) by token dropping against the same classifier run densely with an attention mask.
+"""Times v(S) by token dropping against dropping without packing, and against the classifier with attention masks.
 
-The dense side is how ViT-Shapley evaluates subsets: the pixels are repeated for every subset, all tokens pass through
-all layers, and hidden ones are masked in every attention. Both run side by side, round by round, on the same images and
-subsets of sizes 1..N. Prints the ratio of their times and the largest difference of their logits.
+Without packing a forward takes subsets of one size only. The dense side is how ViT-Shapley evaluates subsets: the
+pixels are repeated for every subset, all tokens pass through all layers, and hidden ones are masked in every attention.
+All run side by side, round by round, on the same images and subsets of sizes 1..N. Prints the ratios of their times and
+the largest differences of their logits.
 """
 
 import statistics
@@ -60,9 +61,18 @@ def dense_logits(v: MaskedClassifier, pixel_values: torch.Tensor, drawn: torch.T
     return torch.cat(outputs).view(*drawn.shape[:2], -1)
 
 
+def unpacked_logits(v: MaskedClassifier, pixel_values: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """v(S) with one size of subsets per forward, logits [B, M, K]: a hook, as it may look at rows, prevents packing."""
+    handle = v.token_family().block_list(v.classifier)[0].register_forward_hook(lambda *_: None)
+    try:
+        return v.logits(pixel_values, drawn)
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def compare(v: MaskedClassifier, side: int, rows_per_size: int, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Times both sides on images of side x side patches, with `rows_per_size` subsets of every size 1..N."""
+    """Times all sides on images of side x side patches, with `rows_per_size` subsets of every size 1..N."""
     generator = torch.Generator().manual_seed(0)
     num_patches = side * side
     pixel_values = torch.randn(rows_per_size, 3, side * v.patch_size, side * v.patch_size, generator=generator)
@@ -73,6 +83,7 @@ def compare(v: MaskedClassifier, side: int, rows_per_size: int, rounds: int, dty
 
     sides = {
         "dropping": lambda: v.logits(pixel_values, drawn),
+        "unpacked": lambda: unpacked_logits(v, pixel_values, drawn),
         "dense": lambda: dense_logits(v, pixel_values, drawn, rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -82,14 +93,18 @@ def compare(v: MaskedClassifier, side: int, rows_per_size: int, rounds: int, dty
             start = now()
             logits[name] = function()
             seconds[name].append(now() - start)
-    ratios = [slow / fast for slow, fast in zip(seconds["dense"], seconds["dropping"], strict=True)]
+    others = [name for name in sides if name != "dropping"]
+    ratios = {
+        name: [slow / fast for slow, fast in zip(seconds[name], seconds["dropping"], strict=True)] for name in others
+    }
     return {
         "patches": num_patches,
         "forwards": rows_per_size * num_patches,
-        "ratio": statistics.median(ratios),
+        "forwards_per_second": rows_per_size * num_patches / statistics.median(seconds["dropping"]),
+        "ratio": {name: statistics.median(values) for name, values in ratios.items()},
         "ratios": ratios,
         "seconds": seconds,
-        "largest_difference": (logits["dropping"] - logits["dense"]).abs().max().item(),
+        "largest_difference": {name: (logits["dropping"] - logits[name]).abs().max().item() for name in others},
     }
 
 
@@ -113,11 +128,15 @@ def main() -> None:
         results.append(result)
         print(
             f"{result['patches']} patches, {DEVICE.type} {args.dtype}, {result['forwards']} subsets of sizes 1..N: "
-            f"dense masks take {result['ratio']:.2f} times as long as dropping "
-            f"(rounds: {', '.join(f'{ratio:.2f}' for ratio in result['ratios'])}); "
-            f"largest difference of the logits {result['largest_difference']:.1e}",
-            flush=True,
+            f"{result['forwards_per_second']:.0f} a second"
         )
+        for name, ratio in result["ratio"].items():
+            rounds = ", ".join(f"{value:.2f}" for value in result["ratios"][name])
+            print(
+                f"    {name} takes {ratio:.2f} times as long (rounds: {rounds}); largest difference of the logits "
+                f"{result['largest_difference'][name]:.1e}",
+                flush=True,
+            )
     write_json(Path(args.output_dir, "results.json"), {"arguments": asdict(args), "grids": results})
 
 

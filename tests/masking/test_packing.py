@@ -222,5 +222,5 @@ def test_a_gpu_gets_as_many_tokens_as_a_sixteenth_of_its_memory_holds(monkeypatc
     properties = types.SimpleNamespace(total_memory=memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert tokens_that_fit(torch.device("cuda"), hidden_size) == tokens
-    assert tokens_that_fit(torch.device("cpu"), hidden_size) == 16384
+    assert tokens_that_fit(torch.device("cpu"), hidden_size) == 4096
     assert tokens_that_fit(torch.device("cuda"), None) == 16384
