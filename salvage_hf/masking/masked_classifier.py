@@ -282,8 +282,9 @@ _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": tor
 def tokens_that_fit(device: torch.device, hidden_size: int | None) -> int:
     """The default of `chunk_size` for a device and a model whose tokens have `hidden_size` numbers, None if unknown.
 
-    A GPU is kept busy only by many tokens at once, and a CPU is fastest where they fit into its cache. A GPU's forward without gradients holds about 16 numbers of 4 bytes for
-    each of a token's: the residual stream, its norm, query, key and value, what attention adds, and the MLP's layers.
+    A GPU is kept busy only by many tokens at once; a CPU is fastest where a forward's numbers fit into its cache. A
+    GPU's forward without gradients holds about 16 numbers of 4 bytes for each of a token's: the residual stream, its
+    norm, query, key and value, what attention adds, and the MLP's layers.
     """
     if device.type != "cuda":
         return 4_096
