@@ -12,11 +12,12 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
 
 def test_the_python_of_the_readme_runs(tiny_classifier, salvage_model, save_processor, tmp_path):
-    for name, model in {"dinov2-pet": tiny_classifier(), "salvage-pet": salvage_model()}.items():
+    explainer = salvage_model(calibration={"correlation": 0.5, "signal": 0.05})
+    for name, model in {"dinov2-pet": tiny_classifier(), "salvage-pet": explainer}.items():
         model.save_pretrained(tmp_path / "org" / name)
         save_processor(tmp_path / "org" / name)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     before = "from PIL import Image\nimages = [Image.new('RGB', (30, 20), color) for color in ('red', 'green')]\n"
     # The first block hands the pixels on without a name.
     between = "pixel_values = processor(images, return_tensors='pt')['pixel_values']\n"
@@ -27,6 +28,7 @@ assert maps.shape == attributions.shape == (2, 16)
 results = r_srg.compute(
     predictions=attributions, references=classes, pixel_values=pixel_values, model=v, budget=160, seed=0
 )
+assert refined.attributions.shape == refined.stderr.shape == (2, 16)
 assert results["num_forwards"] <= 2 * 160
 """
     code = before + blocks[0] + between + "".join(blocks[1:]) + after

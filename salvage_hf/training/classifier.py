@@ -110,7 +110,7 @@ class ClassifierTask(Task):
     @torch.no_grad()
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         """Accuracy with all, half and a quarter of the patches, and the "score" that selects the best model."""
-        v = self.accelerator.unwrap_model(model)
+        v = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         rows = []
         for batch in self.eval_loader:
             grid = v.patch_grid(batch["pixel_values"])

@@ -178,7 +178,7 @@ class ExplainerTask(Task):
 
     def bare(self, model: torch.nn.Module) -> SalvageModel:
         """The model without accelerate's wrapper."""
-        return self.accelerator.unwrap_model(model)
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     @torch.no_grad()
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:

@@ -277,6 +277,15 @@ def test_mixed_precision(arguments, data, monkeypatch, tmp_path, kind):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
+def test_a_compiled_explainer_is_written_like_any_other(arguments, straight, monkeypatch, tmp_path):
+    """As by `accelerate launch --dynamo_backend inductor`; this backend traces and does not compile."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    forget_accelerators()
+    train_explainer(arguments(output_dir=str(tmp_path / "compiled"), max_train_steps=1, validation_steps=1))
+    compiled, plain = (load_file(folder / "model.safetensors") for folder in (tmp_path / "compiled", straight))
+    assert compiled.keys() == plain.keys()
+
+
 def test_smaller_batches_where_memory_is_short(arguments, monkeypatch, tmp_path):
     """Batches of 4 and 2 run out of memory, which leaves batches of 1, 4 of them per step."""
     forward = SalvageModel.forward
