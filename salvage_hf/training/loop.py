@@ -211,7 +211,11 @@ class _TrainingRun:
         if best is None or measured[metric] > best[metric]:
             self.progress["best"] = measured
             if self.accelerator.is_main_process:
-                save_best(self.task, self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self.output_dir, measured)
+                save_best(self.task, self._bare_model(), self.output_dir, measured)
+
+    def _bare_model(self) -> torch.nn.Module:
+        """The model without what accelerate has wrapped it in for distribution or compiling."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _finish(self) -> dict[str, Any]:
         """Writes the last model and the results, and uploads the best model with --push_to_hub."""
@@ -220,7 +224,7 @@ class _TrainingRun:
         best = self.progress["best"] or history[-1]
         results = {**best, "num_processes": accelerator.num_processes, "history": history}
         if accelerator.is_main_process:
-            save_last(self.task, accelerator.unwrap_model(self.model, keep_torch_compile=False), self.output_dir, history[-1])
+            save_last(self.task, self._bare_model(), self.output_dir, history[-1])
             write_bytes(self.output_dir / "all_results.json", (json.dumps(results, indent=2) + "\n").encode())
             if not has_model(self.output_dir):
                 raise RuntimeError(
