@@ -74,8 +74,11 @@ def explain_files(
     if not isinstance(top, int) or not 1 <= top <= MOST_CLASSES:
         raise ValueError(f"top must be a whole number from 1 to {MOST_CLASSES}, got {top!r}")
     check_pixel_range(pixel_range)
-    if checked_budget(budget) and not classifier_name:
-        raise ValueError(f"classifier is needed for budget={budget}: the one that the model explains")
+    if bool(checked_budget(budget)) != bool(classifier_name):
+        raise ValueError(
+            "budget and classifier, the one that the model explains, are given together, got "
+            f"budget={budget} and classifier={classifier_name!r}"
+        )
     files = _images(list(inputs))
     options = model_name, top, pixel_range, classifier_name, budget
     if _is_one_picture(output, files):
@@ -97,7 +100,9 @@ def _explain(
     model, processor = _load(model_name)
     v = None
     if budget and classifier_name:
-        v = MaskedClassifier.from_pretrained(classifier_name)
+        stated = model.config.explained_classifier or {}  # an explainer of pixels hidden in another way has no tokens
+        how = {name: stated[name] for name in ("masking", "patch_size") if name in stated}
+        v = MaskedClassifier.from_pretrained(classifier_name, **how)
         model = load_explainer(model, "salvage", v)
         Calibration.of(model)
     draw = functools.partial(explanation, model=model, processor=processor, top=top, v=v, budget=budget)

@@ -164,7 +164,15 @@ def digest(*parts: str | bytes) -> str:
 #: Keys of a config that change no number.
 _NOT_IN_FINGERPRINT = {
     *("_name_or_path", "architectures", "attn_implementation", "_attn_implementation", "dtype", "transformers_version"),
-    *("id2label", "label2id", "output_attentions", "output_hidden_states", "problem_type", "return_dict"),
+    *(
+        "calibration",
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+    ),
 }
 
 

@@ -5,7 +5,7 @@ mean over the sizes s = 1..N-1 with the weights s (N - s). The Shapley value giv
 the ones that a few subsets estimate best, because at the ends of the range nearly all subsets have the patch, or lack
 it.
 
-There are two estimates of the effects, whose errors have nothing to do with each other: the explainer's map, learned
+There are two estimates of the effects, whose errors are independent: the explainer's map, learned
 from other images, and a measurement by a few hundred subsets of this image. Both are brought to one scale and averaged,
 each weighted by the inverse of its variance. The explainer's error is measured once on validation images (`calibrate`)
 and kept in its config; the measurement's error follows from the subsets. Without subsets the result is therefore the
@@ -25,7 +25,7 @@ from .keyed_random import KeyedGenerator, image_keys
 from .masking import MaskedClassifier, value_at
 from .subsets import positions, stratified_sizes, uniform
 from .targets import activation, check_targets, target_attributions, target_probability
-from .tensors import whole_number, whole_numbers
+from .tensors import processed_images, whole_number, whole_numbers
 
 #: With fewer subsets the error of a measurement is not known.
 LEAST_BUDGET = 16
@@ -33,8 +33,9 @@ LEAST_BUDGET = 16
 #: Subsets that are drawn and asked about at once.
 _BLOCK_SIZE = 256
 
-#: Subsets on which the effects in the explainer's u(S) are measured, which costs no forward of the classifier.
-_NUM_CONTROLS = 4096
+#: The least number of subsets on which the effects in the explainer's u(S) are measured, and how many for each subset
+#: that the classifier is asked about; they cost no forward of the classifier.
+_LEAST_CONTROLS, _CONTROLS_PER_SUBSET = 4096, 4
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,11 @@ def refine(
         seed: seed of the subsets, which depend on it and on the pixels of the image.
 
     Raises:
-        ValueError: where the explainer states no calibration, the budget is too small, images are not what
-            `MaskedClassifier.as_input` takes, or targets are not one class per image.
+        ValueError: where the explainer states no calibration or has other labels, the budget is too small, images are
+            not what `MaskedClassifier.as_input` takes, or targets are not one class per image.
     """
     budget, calibration = checked_budget(budget), Calibration.of(explainer)
-    pixel_values = v.as_input(pixel_values)
-    targets = whole_numbers("targets", targets, "B", B=len(pixel_values)).to(v.device)
-    check_targets(targets, v.num_labels)
-    output = explainer(pixel_values.to(explainer.dtype))
+    output, pixel_values, targets = _explained(v, explainer, pixel_values, targets)
     attributions = target_attributions(output.attributions, targets).float()
     # The map says that the effects are correlation * map, with the variance 1 - correlation^2.
     precision = torch.full_like(attributions, 1 / (1 - calibration.correlation**2), dtype=torch.float64)
@@ -114,7 +112,7 @@ def refine(
     if budget and attributions.shape[1] > 1:
         measured = measure_effects(v, explainer, output, pixel_values, targets, budget, seed)
         unit = calibration.signal**0.5 * measured.residual[:, None]  # the standard deviation of the effects
-        added = calibration.signal * measured.information
+        added = calibration.signal / measured.noise[:, None]
         precision += added
         weighted += added * _quotient(measured.effects, unit)
         variance += added**2 * _quotient(measured.stderr, unit).square()
@@ -143,28 +141,50 @@ def calibrate(
 
     Returns:
         "correlation" and "signal" as in `Calibration`, with "images" and "budget", the numbers they were measured with.
+
+    Raises:
+        ValueError: as in `refine`, and where there are no images, or they have a single patch.
     """
     half = whole_number("budget", budget, at_least=2 * LEAST_BUDGET) // 2
-    agreements, correlations = [], []
+    rows = []
     for batch in batches:
-        pixel_values, targets = batch["pixel_values"], batch["labels"]
-        output = explainer(pixel_values.to(explainer.dtype))
+        output, pixel_values, targets = _explained(v, explainer, batch["pixel_values"], batch["labels"])
+        if (num_patches := output.attributions.shape[1]) < 2:
+            raise ValueError(f"images must have at least 2 patches to be ranked, got {num_patches}")
         maps = _standardised(target_attributions(output.attributions, targets).double())
         inputs = v, explainer, output, pixel_values, targets, half
         measured = [measure_effects(*inputs, seed) for seed in (0, 1)]
         first, second = (_standardised(measurement.effects) for measurement in measured)
-        agreements.append((first * second).mean(dim=1))
-        correlations.append((maps * (first + second) / 2).mean(dim=1))
-    agreement = torch.cat(agreements).mean().clamp(0.01, 0.99)  # beyond, a few images cannot tell it from 0 and 1
-    correlation = (torch.cat(correlations).mean() / agreement.sqrt()).clamp(0, 0.99)
-    # Of a measurement's variance the share `agreement` is the effects', and the rest its error, residual / information.
-    signal = agreement / (1 - agreement) / measured[0].information
+        noise = (measured[0].noise + measured[1].noise) / 2
+        products = (first * second).mean(dim=1), (maps * (first + second) / 2).mean(dim=1)
+        rows.append(torch.stack([*products, noise], dim=1))
+    if not rows:
+        raise ValueError("batches must hold at least one image, got none")
+    agreement, with_map, noise = torch.cat(rows).mean(dim=0)
+    agreement = agreement.clamp(0.01, 0.99)  # beyond, a few images cannot tell it from 0 and 1
+    correlation = (with_map / agreement.sqrt()).clamp(0, 0.99)
+    # Of a measurement's variance the share `agreement` is the effects', and the rest its error.
+    signal = agreement / (1 - agreement) * noise
     return {
         "correlation": round(correlation.item(), 4),
-        "signal": round(signal.item(), 6),
-        "images": len(torch.cat(agreements)),
+        "signal": float(f"{signal:.4g}"),
+        "images": len(torch.cat(rows)),
         "budget": 2 * half,
     }
+
+
+def _explained(
+    v: MaskedClassifier, explainer, pixel_values: torch.Tensor, targets: torch.Tensor
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The explainer's output, and the images [B, C, H, W] and targets int64 [B] as the classifier takes them."""
+    asked = v.as_input(pixel_values)
+    targets = whole_numbers("targets", targets, "B", B=len(asked)).to(v.device)
+    check_targets(targets, v.num_labels)
+    if (num_labels := explainer.config.num_labels) != v.num_labels:
+        raise ValueError(f"explainer has {num_labels} labels, the classifier {v.num_labels}")
+    # The explainer sees the images as they are given, because the classifier's type may round them.
+    output = explainer(processed_images("pixel_values", pixel_values).to(v.device, explainer.dtype))
+    return output, asked, targets
 
 
 def checked_budget(budget: int) -> int:
@@ -183,13 +203,13 @@ class MeasuredEffects:
         effects: float64 [B, N], probabilities; their mean over the patches is zero.
         stderr: float64 [B, N], their standard errors.
         residual: float64 [B], the standard deviation of the predictions that neither size nor u(S) explains.
-        information: float64 [], the variance of an effect is about residual^2 / information; it grows with the subsets.
+        noise: float64 [B], the mean variance of the effects' errors in units of residual^2.
     """
 
     effects: torch.Tensor
     stderr: torch.Tensor
     residual: torch.Tensor
-    information: torch.Tensor
+    noise: torch.Tensor
 
 
 def measure_effects(
@@ -203,8 +223,8 @@ def measure_effects(
 ) -> MeasuredEffects:
     """Effects by a regression of the predictions from subsets, whose sizes are even over 1..N-1, on their patches.
 
-    The explainer's u(S) is a control variate: what it explains of v(S) is replaced by its own effects, which are known
-    from many more subsets.
+    The explainer's u(S) is a control variate: what it explains of v(S) is replaced by its own effects, measured on many
+    more subsets.
 
     Args:
         v, explainer, pixel_values, targets, budget, seed: as in `refine`.
@@ -226,22 +246,29 @@ def measure_effects(
     spread = estimates.square().mean(dim=1).sqrt()
     slope = _quotient(_quotient((predictions * estimates).mean(dim=1), spread), spread).clamp_min(0)[:, None]
     residuals = predictions - slope * estimates
-    effects, stderr = _effects(residuals, subsets, sizes)
-    effects = effects + slope * _effects_in_estimates(explainer, output, targets)
     unexplained = budget - basis.shape[1] - 1
     residual = (residuals.square().sum(dim=1) / unexplained).sqrt()
-    stderr = stderr * (budget / unexplained) ** 0.5
-    return MeasuredEffects(effects, stderr, residual, _information(sizes, num_patches))
+    effects, variance = _effects(residuals, subsets, sizes)
+    added_effects, added_variance = _effects_in_estimates(explainer, output, targets, budget, seed)
+    added_variance = slope.square() * added_variance
+    noise = 1 / _information(sizes, num_patches) + _quotient(added_variance.mean(dim=1).sqrt(), residual).square()
+    variance = variance * budget / unexplained + added_variance
+    return MeasuredEffects(effects + slope * added_effects, variance.sqrt(), residual, noise)
 
 
-def _effects_in_estimates(explainer, output, targets: torch.Tensor) -> torch.Tensor:
-    """The effects in the explainer's u(S), from many subsets that are the same for all images: [B, N]."""
+def _effects_in_estimates(
+    explainer, output, targets: torch.Tensor, budget: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The effects in the explainer's u(S), from many subsets that are the same for all images, and their variances.
+
+    Both are float64 [B, N].
+    """
     num_patches, device = output.attributions.shape[1], output.attributions.device
-    generator = KeyedGenerator("subsets of the control variate", keys=_shared_key(device))
-    sizes = _even_sizes(_NUM_CONTROLS, num_patches, generator)
+    generator = KeyedGenerator("subsets of the control variate", seed, keys=_shared_key(device))
+    sizes = _even_sizes(max(_LEAST_CONTROLS, _CONTROLS_PER_SUBSET * budget), num_patches, generator)
     subsets = _draw(1, sizes, num_patches, generator)
     estimates = _estimates(explainer, output, subsets.expand(len(targets), -1, -1), targets)
-    return _effects(_without(estimates, _size_basis(sizes, num_patches)), subsets, sizes)[0]
+    return _effects(_without(estimates, _size_basis(sizes, num_patches)), subsets, sizes)
 
 
 def _shared_key(device: torch.device) -> torch.Tensor:
@@ -284,7 +311,7 @@ def _without(values: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 
 
 def _effects(values: torch.Tensor, subsets: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The effects in values that size does not explain, and their standard errors.
+    """The effects in values that size does not explain, and the variances of their errors.
 
     A subset of size s counts for a patch by what its membership, 1 or 0, differs from s / N. This gives a size the
     weight s (N - s), and errors that follow from the values (White, 1980), whatever they depend on.
@@ -305,7 +332,7 @@ def _effects(values: torch.Tensor, subsets: torch.Tensor, sizes: torch.Tensor) -
         total = total + (part[:, None] @ membership)[:, 0]
         squares = squares + (part[:, None].square() @ membership.square())[:, 0]
     information = _information(sizes, num_patches)
-    return total / information, squares.sqrt() / information
+    return total / information, squares / information**2
 
 
 def _information(sizes: torch.Tensor, num_patches: int) -> torch.Tensor:

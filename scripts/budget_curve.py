@@ -16,4 +16,5 @@ if __name__ == "__main__":
         found = run_budget_curve(*arguments)
     if PartialState().is_main_process:
         print(budget_table(found))
-        print(paired_table(found))
+        if "salvage_refined" in found["methods"]:
+            print(paired_table(found))

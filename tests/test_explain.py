@@ -17,7 +17,7 @@ from salvage_hf import explain
 from salvage_hf.cli import main
 from salvage_hf.data.processors import processed_box
 from salvage_hf.explain import MOST_CLASSES, explain_files, explanation
-from salvage_hf.masking import MaskedClassifier
+from salvage_hf.masking import MaskedClassifier, provenance
 from salvage_hf.refinement import refine
 
 
@@ -470,10 +470,25 @@ def test_a_budget_draws_the_refined_maps(refined, picture_folder, tmp_path):
         np.testing.assert_allclose(drawn[place].flatten(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_patches_are_hidden_as_when_the_explainer_was_trained(refined, picture_folder, tmp_path):
+    folder, classifier, drawn = refined
+    explainer = AutoModel.from_pretrained(folder)
+    v = MaskedClassifier.from_pretrained(classifier, masking="zero")
+    explainer.config.explained_classifier = provenance(v)
+    explainer.save_pretrained(folder)
+    picture = picture_folder / "wide.png"
+    explain_files([str(picture)], folder, str(tmp_path / "a.png"), 1, classifier_name=classifier, budget=32)
+    pixel_values = v.processor(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    target = explainer.eval()(pixel_values).logits.argmax(-1)
+    expected = refine(v, explainer, pixel_values, target, 32).attributions[0]
+    np.testing.assert_allclose(drawn[0].flatten(), expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--budget 32", "classifier is needed for budget=32"),
+        ("--budget 32", "are given together, got budget=32 and classifier=None"),
+        ("--classifier {classifier}", "are given together, got budget=0"),
         ("--budget 8 --classifier {classifier}", "budget must be 0 or at least 16, got 8"),
         ("--budget 32 --classifier {classifier} --model {uncalibrated}", "states no calibration"),
         ("--budget 32 --classifier nowhere", "nowhere"),

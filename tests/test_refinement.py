@@ -38,8 +38,8 @@ def literal_refinement(v, explainer, pixel_values, targets, budget, correlation,
         generator=KeyedGenerator("subsets of refinement", 0, keys=image_keys(pixel_values)),
         sizes=sizes,
     )
-    generator = KeyedGenerator("subsets of the control variate", keys=torch.zeros(1).long())
-    control_sizes = subsets.stratified_sizes(1, 4096, num_patches - 1, generator=generator)[0]
+    generator = KeyedGenerator("subsets of the control variate", 0, keys=torch.zeros(1).long())
+    control_sizes = subsets.stratified_sizes(1, max(4096, 4 * budget), num_patches - 1, generator=generator)[0]
     control = torch.cat(
         [subsets.uniform(1, 256, num_patches, generator=generator, sizes=part) for part in control_sizes.split(256)], 1
     )[0].numpy()
@@ -70,14 +70,17 @@ def literal_refinement(v, explainer, pixel_values, targets, budget, correlation,
         p, e = without_size(predictions, sizes), without_size(u(b, rows), sizes)
         slope = max(0.0, (p @ e) / (e @ e))
         residuals = p - slope * e
-        measured, noise, information = effects_in(residuals, rows, sizes)
-        measured += slope * effects_in(without_size(u(b, control), control_sizes), control, control_sizes)[0]
-        spread = math.sqrt((residuals @ residuals) / (budget - 5)) * math.sqrt(signal)
-        noise *= math.sqrt(budget / (budget - 5)) / spread
+        measured, errors, information = effects_in(residuals, rows, sizes)
+        in_u, errors_in_u, _ = effects_in(without_size(u(b, control), control_sizes), control, control_sizes)
+        measured += slope * in_u
+        residual = math.sqrt((residuals @ residuals) / (budget - 5))
+        variance = errors**2 * budget / (budget - 5) + slope**2 * errors_in_u**2
+        noise = 1 / information + slope**2 * (errors_in_u**2).mean() / residual**2
+        unit = residual * math.sqrt(signal)
         prior = (maps[b] - maps[b].mean()) / maps[b].std()
-        of_map, of_image = 1 / (1 - correlation**2), signal * information
-        effects = (of_map * correlation * prior + of_image * measured / spread) / (of_map + of_image)
-        errors = np.sqrt(of_map**2 * (1 - correlation**2) + of_image**2 * noise**2) / (of_map + of_image)
+        of_map, of_image = 1 / (1 - correlation**2), signal / noise
+        effects = (of_map * correlation * prior + of_image * measured / unit) / (of_map + of_image)
+        errors = np.sqrt(of_map**2 * (1 - correlation**2) + of_image**2 * variance / unit**2) / (of_map + of_image)
         order = sorted(range(num_patches), key=lambda patch: effects[patch])
         values = np.zeros(num_patches)
         for patch, value in zip(order, sorted(maps[b]), strict=True):
@@ -220,12 +223,23 @@ class MadeUpExplainer(torch.nn.Module):
         super().__init__()
         self.maps, self.dtype = maps, torch.float32
 
+    config = type("Config", (), {"num_labels": 2})
+
     def forward(self, pixel_values):
         values = self.maps[pixel_values[:, 0, 0, 0].long()]
         return type("Output", (), {"attributions": torch.stack([values, -values], dim=-1)})()
 
     def subset_logits(self, output, drawn):
         return torch.zeros(*drawn.shape[:2], 2)
+
+
+class MadeUpClassifier:
+    """What calibration asks of a classifier beside its predictions, which the test makes up."""
+
+    device, num_labels = torch.device("cpu"), 2
+
+    def as_input(self, pixel_values):
+        return pixel_values
 
 
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
@@ -251,7 +265,7 @@ def test_calibration_finds_the_correlation_and_the_signal(monkeypatch, correlati
         {"pixel_values": part[:, None, None, None].float(), "labels": torch.zeros_like(part)}
         for part in numbers.split(64)
     ]
-    found = calibrate(None, MadeUpExplainer(maps), batches, budget=512)
+    found = calibrate(MadeUpClassifier(), MadeUpExplainer(maps), batches, budget=512)
     assert abs(found["correlation"] - correlation) < 0.05
     # The effects of all patches add to the variance of the predictions; an effect is N / (N - 1) of a patch's part.
     sizes = torch.arange(1, num_patches)
@@ -273,6 +287,35 @@ def test_calibration_of_maps_that_say_nothing_is_zero_and_never_breaks(setting):
 
 
 # Arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: [], "batches must hold at least one image"),
+        (lambda batch: [{**batch, "pixel_values": batch["pixel_values"][..., :4, :4]}], "at least 2 patches .* got 1"),
+        (lambda batch: [{**batch, "labels": torch.tensor([0, 7])}], "targets contain 7"),
+        (lambda batch: [{**batch, "pixel_values": batch["pixel_values"][0]}], "pixel_values must"),
+    ],
+)
+def test_images_that_calibrate_nothing_are_refused(setting, change, message):
+    v, explainer, pixel_values, targets = setting
+    with pytest.raises(ValueError, match=message):
+        calibrate(v, explainer, change({"pixel_values": pixel_values, "labels": targets}))
+
+
+def test_an_explainer_of_other_labels_is_refused(setting, salvage_model):
+    v, _, pixel_values, targets = setting
+    with pytest.raises(ValueError, match="explainer has 2 labels, the classifier 3"):
+        refine(v, salvage_model(num_labels=2, calibration=CALIBRATION), pixel_values, targets, 16)
+
+
+def test_the_explainer_sees_images_as_they_are_given(setting):
+    """A classifier in bfloat16 would round them."""
+    v, explainer, pixel_values, targets = setting
+    maps = target_attributions(explainer(pixel_values).attributions, targets)
+    refined = refine(MaskedClassifier(v.classifier.bfloat16()), explainer, pixel_values, targets, 0)
+    torch.testing.assert_close(refined.attributions, maps.detach(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("budget", [-1, 1, LEAST_BUDGET - 1, 1.5, True, "16", None])

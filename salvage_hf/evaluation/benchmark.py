@@ -62,7 +62,7 @@ class _BenchmarkRun:
             self.v = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-        loaded = load_labelled_images(args, self.v, args.mask_dir)
+        loaded = load_labelled_images(args, args.dataset_split, self.v, args.seed, args.mask_dir)
         self.images, self.labels, self.names, self.chosen = loaded.images, loaded.labels, loaded.names, loaded.chosen
 
     def load_methods(self) -> None:
@@ -125,7 +125,8 @@ class _BenchmarkRun:
         before = self.results["methods"].get(name, {}).get("made_with", made_with)
         if before == made_with:
             return
-        if {**before, "weights": None} != {**made_with, "weights": None}:
+        trained = {"weights": None, "calibration": None}
+        if {**before, **trained} != {**made_with, **trained}:
             path = str(self.folder / "results.json")
             raise ValueError(f"{path!r} holds {name} with {before}, here {made_with}; give another output_dir")
         logger.warning("%s is scored again: the explainer has other weights than before", name)

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..arguments import arg, check_arguments
 from ..attribution_methods import REGISTRY
-from ..files import write_bytes, write_json
+from ..faithfulness import mean_and_stderr
+from ..files import locked, write_bytes, write_json
 from ..masking import MaskedClassifier
 from . import plots
 from .arguments import BenchmarkArguments
@@ -47,16 +50,26 @@ def run_budget_curve(args: BudgetCurveArguments, shared: BenchmarkArguments) -> 
         It is written to budget_curve.json, and drawn in budget_curve.png.
 
     Raises:
-        ValueError: as in `run_benchmark`, and where no method takes a budget.
+        ValueError: as in `run_benchmark`, and where no method takes a budget, or none of these.
     """
-    folder = Path(shared.output_dir)
+    with locked(shared.output_dir, "scripts/budget_curve.py"):
+        return _run(args, shared, Path(shared.output_dir))
+
+
+def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, folder: Path) -> dict[str, Any]:
+    """`run_budget_curve` in a folder that no other process writes to."""
     curves: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in shared.methods}
     if not any(REGISTRY[name].takes_budget for name in shared.methods):
         raise ValueError(f"methods: none of {', '.join(shared.methods)} takes a budget")
     num_patches = MaskedClassifier.from_pretrained(shared.model_name_or_path, masking=shared.masking).num_patches
+    scored = {
+        budget: [name for name in shared.methods if _is_scored(name, budget, num_patches)]
+        for budget in (0, *sorted(args.budgets))
+    }
+    if not any(methods for budget, methods in scored.items() if budget):
+        raise ValueError(f"budgets={args.budgets} are too small for all of {', '.join(shared.methods)}")
     images = 0
-    for budget in (0, *sorted(args.budgets)):
-        methods = [name for name in shared.methods if _is_scored(name, budget, num_patches)]
+    for budget, methods in scored.items():
         if not methods:
             continue
         needed = {REGISTRY[name].objective for name in methods}
@@ -74,8 +87,9 @@ def run_budget_curve(args: BudgetCurveArguments, shared: BenchmarkArguments) -> 
             entry = results["methods"][name]
             curves[name][str(budget)] = {score: entry[score] for score in SCORED if score in entry}
     found = {"images": images, "methods": curves}
-    write_json(folder / "budget_curve.json", found)
-    write_bytes(folder / "budget_curve.png", plots.file_content(_figure(found)))
+    if PartialState().is_main_process:
+        write_json(folder / "budget_curve.json", found)
+        write_bytes(folder / "budget_curve.png", plots.file_content(_figure(found)))
     return found
 
 
@@ -97,16 +111,10 @@ def _figure(found: dict[str, Any]):
         for name, title in _titles(found).items():
             points = {int(budget): entry[score] for budget, entry in found["methods"][name].items() if score in entry}
             if points:
-                values = {budget: 100 * as_tensor(scores) for budget, scores in points.items()}
-                lines[title] = {budget: (tensor.nanmean().item(), _stderr(tensor)) for budget, tensor in values.items()}
+                lines[title] = {budget: mean_and_stderr(100 * as_tensor(scores)) for budget, scores in points.items()}
         if lines:
             panels[SCORES[score].title] = lines
     return plots.budget_curves(panels)
-
-
-def _stderr(values) -> float:
-    values = values[~values.isnan()]
-    return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0
 
 
 def budget_table(found: dict[str, Any]) -> str:

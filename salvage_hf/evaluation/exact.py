@@ -95,7 +95,7 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
     """
     device, folder = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(args.output_dir)
     v = MaskedClassifier.from_pretrained(args.model_name_or_path, masking=args.masking).to(device)
-    data = load_labelled_images(args, v)
+    data = load_labelled_images(args, args.dataset_split, v, args.seed)
     subsets = all_subsets(math.prod(v.patch_grid(data.images[data.chosen[0]]["pixel_values"][None])))
     loaded, classifier = load_methods(args, v), fingerprint(v.classifier)
     exact: dict[str, list[torch.Tensor]] = {truth: [] for truth in TRUTHS}
@@ -122,6 +122,7 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
             "content": content_digest(data.images, data.chosen),
             "seed": args.seed,
             "made_with": loaded.made_with,
+            "budgets": args.budgets if _REFINED in args.methods else [],  # in place of its budget in "made_with"
             "salvage_hf": VERSION,
         }
         truths = {truth: torch.stack(values) for truth, values in exact.items()}

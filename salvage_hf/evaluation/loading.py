@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel
 
 from .. import attribution_methods
+from ..arguments import ImageArguments
 from ..attribution_methods import Method
 from ..data.images import ProcessedImages
 from ..data.loading import image_names, load_images
@@ -33,12 +34,22 @@ class LoadedImages:
     chosen: list[int]
 
 
-def load_labelled_images(args: MethodArguments, v: MaskedClassifier, mask_dir: str | None = None) -> LoadedImages:
-    """Reads the images that the arguments name, with the annotated regions in `mask_dir` where there are some."""
+def load_labelled_images(
+    args: ImageArguments, split: str, v: MaskedClassifier, seed: int, mask_dir: str | None = None
+) -> LoadedImages:
+    """Reads the images that the arguments name, with the annotated regions in `mask_dir` where there are some.
+
+    Args:
+        args: which images.
+        split: of a data set on the Hub.
+        v: the classifier.
+        seed: of the choice of images.
+        mask_dir: as in `ProcessedImages`.
+    """
     dataset = load_images(
         args.dataset_name,
         args.validation_dir,
-        args.dataset_split,
+        split,
         args.image_column_name,
         args.on_bad_image,
         args.pixel_range,
@@ -46,7 +57,7 @@ def load_labelled_images(args: MethodArguments, v: MaskedClassifier, mask_dir: s
     columns = args.image_column_name, args.label_column_name
     images = ProcessedImages(dataset, v.processor, v.config, *columns, mask_dir=mask_dir, pixel_range=args.pixel_range)
     assert images.labels is not None  # `ProcessedImages` was given the config
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     names = image_names(dataset, args.image_column_name)
     return LoadedImages(images, images.labels, names, shuffled[: args.max_eval_samples].tolist())
 
@@ -81,6 +92,8 @@ def load_methods(args: MethodArguments, v: MaskedClassifier) -> LoadedMethods:
         made_with[name] = dict(options)
         if objective := attribution_methods.REGISTRY[name].objective:
             made_with[name]["weights"] = weights[objective]
+            if name == "salvage_refined":  # the only one whose maps depend on it
+                made_with[name]["calibration"] = explainers[objective].config.calibration
             options |= {
                 "explainer": explainers[objective],
                 "allow_other_classifier": args.allow_other_classifier,

@@ -138,12 +138,13 @@ def budget_curves(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, fl
         for name, points in lines.items():
             color = colors[name]
             if list(points) == [0]:
-                mean, stderr = points[0]
+                mean, stderr = np.nan_to_num(points[0])
                 handles[name] = axis.axhline(mean, color=color, linestyle="--")
                 axis.axhspan(mean - stderr, mean + stderr, color=color, alpha=0.12, linewidth=0)
                 continue
             budgets = sorted(points)
             means, errors = np.array([points[budget] for budget in budgets]).T
+            errors = np.nan_to_num(errors)  # that of a single image is not known
             (handles[name],) = axis.plot(budgets, means, color=color, marker="o", markersize=4)
             axis.fill_between(budgets, means - errors, means + errors, color=color, alpha=0.12, linewidth=0)
         axis.set_xscale("log", base=2)

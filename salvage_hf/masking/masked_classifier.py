@@ -33,7 +33,7 @@ class MaskedClassifier(nn.Module):
         patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
         image_size: (height, width) that `num_patches` and `grid_size` refer to, or one number for both.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
-            the memory. When None as many as a sixteenth of a GPU's memory holds, elsewhere 4,096.
+            the memory. `tokens_that_fit` when None.
         mixed_precision: "bf16" or "fp16" (accelerate's names) computes v(S) in that type, tokens and weights included.
             The classifier itself keeps its own type, because methods take its gradients.
         processor: its image processor, so that an explainer can be checked against it; not used otherwise.
@@ -281,6 +281,9 @@ _DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": tor
 
 def tokens_that_fit(device: torch.device, hidden_size: int | None) -> int:
     """The default of `chunk_size` for a device and a model whose tokens have `hidden_size` numbers, None if unknown.
+
+    On a CPU 4,096. On a GPU as many as a sixteenth of its memory holds, within 16,384 and 262,144, and 16,384 where the
+    size is unknown.
 
     A GPU is kept busy only by many tokens at once; a CPU is fastest where a forward's numbers fit into its cache. A
     GPU's forward without gradients holds about 16 numbers of 4 bytes for each of a token's: the residual stream, its

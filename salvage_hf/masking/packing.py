@@ -110,19 +110,35 @@ def _has_kernel(query: torch.Tensor, scaling: float) -> bool:
     )
 
 
-def can_be_packed(classifier: PreTrainedModel, family: VisionFamily) -> bool:
-    """Whether nothing in a classifier may look at rows of its own: then packing them changes no result.
+#: Modules of torch that treat every token by itself.
+_OF_SINGLE_TOKENS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList, nn.GELU, nn.SiLU, nn.ReLU)
 
-    Its class and its blocks must be those of transformers and torch, without hooks and without a `forward` of the
-    instance, and in eval mode, because dropped paths and attention weights are drawn per row.
+#: transformers' names of plain attention; others may be anything.
+_PLAIN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+def can_be_packed(classifier: PreTrainedModel) -> bool:
+    """Whether no part of a classifier can look at rows of its own: then packing them changes no result.
+
+    All that tokens pass after they are embedded must be as transformers and torch have written it, without hooks, with
+    plain attention, and in eval mode, because dropped paths and attention weights are drawn per row. The head sees
+    each row as a row either way.
     """
-    return not classifier.training and all(
-        type(module).__module__.startswith(("transformers.models.", "transformers.activations", "torch.nn."))
-        and "forward" not in vars(module)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        for module in chain([classifier, classifier.base_model], family.block_list(classifier).modules())
-    )
+    base_model = classifier.base_model
+    passed = (part.modules() for name, part in base_model.named_children() if name != "embeddings")
+    return all(map(_leaves_rows_alone, chain([classifier, base_model], *passed)))
+
+
+def _leaves_rows_alone(module: nn.Module) -> bool:
+    if module.training or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if type(module) in _OF_SINGLE_TOKENS:
+        return True
+    origins = type(module).__module__, type(module).forward.__module__  # a class may be given another `forward`
+    if not all(origin.startswith("transformers.") for origin in origins) or getattr(module, "is_causal", False):
+        return False
+    config = getattr(module, "config", None)
+    return config is None or config._attn_implementation in _PLAIN_ATTENTION
 
 
 def packed_logits(
@@ -146,8 +162,8 @@ def packed_logits(
     logits = view(tokens[None], output_attentions=False, output_hidden_states=False).logits
     if rows.num_attentions != len(family.block_list(classifier)):
         raise RuntimeError(
-            f"{rows.num_attentions} of {len(family.block_list(classifier))} blocks asked transformers' "
-            "AttentionInterface for their attention: this version of transformers cannot be used with masking='drop'"
+            f"{rows.num_attentions} of {len(family.block_list(classifier))} blocks took their attention from "
+            "transformers' AttentionInterface; the others compute it in a way that masking='drop' does not know"
         )
     return logits
 

@@ -161,7 +161,7 @@ class DropTokens(_OnTokens):
         rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)  # [B * M, N], [B * M]
         sizes, by_size = rows.sum(dim=-1).sort(stable=True)
         lengths = sizes.cpu() + num_prefix
-        packed = can_be_packed(classifier, self.family)
+        packed = can_be_packed(classifier)
         counts = _rows_per_forward(lengths, chunk_size, of_one_length=not packed)
         outputs = []
         for part, part_lengths in zip(by_size.split(counts), lengths.split(counts), strict=True):

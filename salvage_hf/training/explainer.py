@@ -1,6 +1,7 @@
 """Training of explainers against a frozen classifier (sections 4 and 5.1)."""
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,8 +227,11 @@ class ExplainerTask(Task):
         num_images = len(self.train_images.images), len(self.eval_images)
         cards.write_explainer_card(folder, self.args, model.config, results, *num_images)
 
-    def _calibration(self, model: SalvageModel) -> dict[str, Any]:
-        """The calibration of the maps by some of the validation images, which may be sorted by class."""
+    def _calibration(self, model: SalvageModel) -> dict[str, Any] | None:
+        """The calibration of the maps by some of the validation images, which may be sorted by class.
+
+        It costs `MOST_CALIBRATION_IMAGES` times 256 forwards of the classifier each time that an explainer is written.
+        """
         num_images = min(MOST_CALIBRATION_IMAGES, len(self.eval_images))
         places = torch.linspace(0, len(self.eval_images) - 1, num_images).long()
         batches = []
@@ -235,6 +239,8 @@ class ExplainerTask(Task):
             batch = self.eval_images.batch(part.tolist())
             batch = {name: values.to(self.accelerator.device) for name, values in batch.items()}
             batches.append({**batch, "labels": self.targets(batch)})
+        if math.prod(self.classifier.patch_grid(batches[0]["pixel_values"])) < 2:
+            return None  # there is nothing to rank
         return calibrate(self.classifier, model.eval(), batches)
 
 

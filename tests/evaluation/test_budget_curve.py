@@ -77,6 +77,11 @@ def test_wrong_budgets_are_refused(budgets):
         BudgetCurveArguments(budgets=budgets)
 
 
+def test_budgets_that_are_too_small_for_all_methods_are_refused(curve_arguments):
+    with pytest.raises(ValueError, match=r"budgets=\[8\] are too small for all of salvage, salvage_refined"):
+        run_budget_curve(BudgetCurveArguments(budgets=[8]), curve_arguments(methods=["salvage", "salvage_refined"]))
+
+
 def test_methods_without_a_budget_make_no_curve(curve_arguments):
     with pytest.raises(ValueError, match="none of random takes a budget"):
         run_budget_curve(BudgetCurveArguments(), curve_arguments(methods=["random"]))

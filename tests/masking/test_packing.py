@@ -8,7 +8,7 @@ import pytest
 import torch
 from partial_images import N, masked, random_subsets
 from torch import nn
-from transformers import Dinov2ForImageClassification
+from transformers import AttentionInterface, Dinov2ForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from salvage_hf import MaskedClassifier
@@ -176,7 +176,65 @@ def with_hook(classifier):
     block.register_forward_hook(lambda _, __, states: states - states.mean(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("change", [with_own_head, with_own_layer, with_own_forward, with_hook])
+def minus_row_mean(_, __, states):
+    return states - states.mean(dim=1, keepdim=True)
+
+
+def with_hook_on_encoder(classifier):
+    classifier.base_model.encoder.register_forward_hook(
+        lambda _, __, output: type(output)(last_hidden_state=minus_row_mean(None, None, output.last_hidden_state))
+    )
+
+
+def with_hook_on_last_norm(classifier):
+    classifier.base_model.layernorm.register_forward_hook(minus_row_mean)
+
+
+class NormOfRows(nn.LayerNorm):
+    """A norm that looks at whole rows."""
+
+    def forward(self, states):
+        return minus_row_mean(None, None, super().forward(states))
+
+
+def with_own_last_norm(classifier):
+    classifier.base_model.layernorm.__class__ = NormOfRows
+
+
+def with_softmax_over_rows(classifier):
+    block = FAMILIES[classifier.config.model_type].block_list(classifier)[0]
+    block.mlp = nn.Sequential(block.mlp, nn.Softmax(dim=1)).eval()
+
+
+def with_attention_of_its_own(classifier):
+    def sharp(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        weights = (3 * scaling * query @ key.transpose(-1, -2)).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    AttentionInterface.register("sharp", sharp)
+    classifier.set_attn_implementation("sharp")
+
+
+def with_causal_attention(classifier):
+    for block in FAMILIES[classifier.config.model_type].block_list(classifier):
+        block.attention.is_causal = True
+
+
+CHANGES = [
+    with_own_head,
+    with_own_layer,
+    with_own_forward,
+    with_hook,
+    with_hook_on_encoder,
+    with_hook_on_last_norm,
+    with_own_last_norm,
+    with_softmax_over_rows,
+    with_attention_of_its_own,
+    with_causal_attention,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_parts_that_look_at_rows_see_the_rows(tiny_classifier, images, packed_calls, change):
     """Against each row alone, which is the only one that such a part can see."""
     v, pixel_values, subsets = masked(tiny_classifier()), images(2), random_subsets(2, 9)
@@ -184,17 +242,32 @@ def test_parts_that_look_at_rows_see_the_rows(tiny_classifier, images, packed_ca
     plain = v.logits(pixel_values, subsets)
     assert len(packed_calls) == 1
     change(v.classifier)
-    assert not can_be_packed(v.classifier, v.family)
+    assert not can_be_packed(v.classifier)
     logits = v.logits(pixel_values, subsets)
     assert not torch.allclose(plain, logits, atol=1e-3), "the change has no effect"
     torch.testing.assert_close(logits, row_by_row(v, pixel_values, subsets).detach(), rtol=0, atol=1e-5)
     assert len(packed_calls) == 1
 
 
+def test_a_class_that_is_given_another_forward_is_not_packed(tiny_classifier, monkeypatch):
+    classifier = tiny_classifier()
+    assert can_be_packed(classifier)
+    mlp = type(FAMILIES["dinov2"].block_list(classifier)[0].mlp)
+    monkeypatch.setattr(mlp, "forward", lambda self, states: states - states.mean(dim=1, keepdim=True))
+    assert not can_be_packed(classifier)
+
+
+def test_a_single_block_in_training_mode_is_not_packed(tiny_classifier):
+    """As for dropout at test time, which draws attention weights per row."""
+    classifier = tiny_classifier()
+    FAMILIES["dinov2"].block_list(classifier)[1].train()
+    assert not can_be_packed(classifier)
+
+
 def test_dropped_paths_are_drawn_per_row(tiny_classifier):
     classifier = tiny_classifier(drop_path_rate=0.5)
-    assert can_be_packed(classifier, FAMILIES["dinov2"])
-    assert not can_be_packed(classifier.train(), FAMILIES["dinov2"])
+    assert can_be_packed(classifier)
+    assert not can_be_packed(classifier.train())
 
 
 def test_blocks_that_do_not_ask_for_the_packed_attention_are_an_error(tiny_classifier, images, monkeypatch):
