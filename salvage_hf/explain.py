@@ -99,8 +99,9 @@ def _explain(
     """Explains images: {image: the picture to write}. Returns what `explain_files` returns."""
     model, processor = _load(model_name)
     v = None
-    if budget and classifier_name:
-        stated = model.config.explained_classifier or {}  # an explainer of pixels hidden in another way has no tokens
+    if classifier_name:
+        # Patches are hidden as they were when the explainer was trained.
+        stated = model.config.explained_classifier or {}
         how = {name: stated[name] for name in ("masking", "patch_size") if name in stated}
         v = MaskedClassifier.from_pretrained(classifier_name, **how)
         model = load_explainer(model, "salvage", v)

@@ -1,6 +1,5 @@
 """How scores grow with the number of forwards that a method may ask for on each image: one benchmark per budget."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from .arguments import BenchmarkArguments
 from .benchmark import run_benchmark
 from .scores import SCORES
 from .tables import Cell, Table, as_tensor, percent
-
-logger = logging.getLogger(__name__)
 
 #: The scores that are drawn.
 SCORED = ("srg", "r_srg")
@@ -135,16 +132,15 @@ def budget_table(found: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def paired_table(found: dict[str, Any], name: str = "salvage_refined") -> str:
-    """A method at every budget less each other method at its largest one, paired over images, as Markdown."""
-    own = found["methods"].get(name, {})
-    rows = []
-    for budget, entry in own.items():
+def paired_table(found: dict[str, Any]) -> str:
+    """Refined Salvage at every budget less each other method at its largest one, paired over images, as Markdown."""
+    name, rows = "salvage_refined", []
+    for budget, entry in found["methods"][name].items():
         for other, title in _titles(found).items():
-            points = found["methods"][other]
-            largest = max(points, key=int)
             if other == name:
                 continue
+            points = found["methods"][other]
+            largest = max(points, key=int)
             texts = [
                 percent(as_tensor(entry[score]) - as_tensor(points[largest][score])) if score in entry else "-"
                 for score in SCORED
