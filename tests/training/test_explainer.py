@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,14 @@ def test_an_explainer_is_written_with_its_calibration(straight, data, folder):
     images = ProcessedImages(load_images(folder=str(data / "validation")), v.processor, v.config)
     expected = calibrate(v, explainer, [images.batch(list(range(len(images))))])
     assert explainer.config.calibration == pytest.approx(expected, rel=1e-3)
+
+
+def test_images_of_one_patch_are_trained_on_and_not_calibrated(arguments, data, tmp_path, save_processor):
+    """There is nothing to rank."""
+    shutil.copytree(data / "classifier", tmp_path / "classifier")
+    save_processor(tmp_path / "classifier", 4)
+    train_explainer(arguments(model_name_or_path=str(tmp_path / "classifier"), max_train_steps=1))
+    assert AutoModel.from_pretrained(tmp_path / "run").config.calibration is None
 
 
 def test_the_results_of_a_run(straight):
