@@ -28,20 +28,6 @@ def _check_type(name, value, *types):
         raise ValueError(f"{name} must be {' or '.join(t.__name__ for t in types)}, got {_shown(value)}")
 
 
-def _check_calibration(calibration):
-    """Raises ValueError where this is no calibration, and not None."""
-    if calibration is None:
-        return
-    _check_type("calibration", calibration, dict)
-    numbers = [calibration.get(name) for name in ("correlation", "signal")]
-    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
-        numbers = [-1, -1]
-    if not (0 <= numbers[0] < 1 and 0 < numbers[1] < float("inf")):
-        raise ValueError(
-            "calibration must have a correlation from 0 to below 1 and a positive signal, got " + _shown(calibration)
-        )
-
-
 def _shown(value):
     """A simple value in one short line, of others the type."""
     simple = isinstance(value, (str, int, float, list, tuple, dict, type(None), Exception))
@@ -94,8 +80,6 @@ class SalvageConfig(PretrainedConfig):
         explained_classifier: what identifies the classifier that it was trained for: its name, revision and
             fingerprint, the masking, the patch size and a digest of the image processor; None where nobody has stated
             it.
-        calibration: how well the maps agree with what the classifier says, measured on validation images, for their
-            refinement (`salvage_hf.refinement.calibrate`); None where nobody has measured it.
 
     Raises:
         ValueError: where a size is no positive whole number, or so large that it can only be a mistake.
@@ -118,7 +102,6 @@ class SalvageConfig(PretrainedConfig):
         initializer_range=None,
         objective="salvage",
         explained_classifier=None,
-        calibration=None,
         **kwargs,
     ):
         backbone_config = _checked_backbone(backbone_config)
@@ -138,7 +121,6 @@ class SalvageConfig(PretrainedConfig):
         self.logit_temperature = logit_temperature
         self.initializer_range = initializer_range
         self.explained_classifier = explained_classifier
-        self.calibration = calibration
         for name in ("head_hidden_size", "head_num_layers", "head_num_attention_heads", "head_mlp_ratio"):
             _check_size(name, getattr(self, name))
         if self.head_hidden_size % self.head_num_attention_heads:
@@ -152,7 +134,6 @@ class SalvageConfig(PretrainedConfig):
         _check_type("objective", objective, str)
         if explained_classifier is not None:
             _check_type("explained_classifier", explained_classifier, dict)
-        _check_calibration(calibration)
         # Both model classes are in the file saved with the weights, so a saved model of either must name both.
         kwargs.setdefault(
             "auto_map",

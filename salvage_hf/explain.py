@@ -20,7 +20,7 @@ from .files import check_writable, locked, write_bytes
 from .masking import MaskedClassifier
 from .modeling import SalvageConfig
 from .pretrained import load_config, load_model, load_processor
-from .refinement import Calibration, checked_budget, refine
+from .refinement import checked_budget, refine
 from .targets import (
     activation,
     label_names,
@@ -61,7 +61,7 @@ def explain_files(
         top: how many classes are shown.
         pixel_range: the values that are black and white in images of more than 8 bits, as in `open_image`.
         classifier_name: the classifier that the model explains, on the Hub or in a folder; needed with a budget.
-        budget: forwards of the classifier on each image, which improve its maps (`refinement.refine`); 0: none.
+        budget: forwards of the classifier for each map, which improve it (`refinement.refine`); 0: none.
 
     Returns:
         The files written, and a message for every file that could not be explained.
@@ -105,7 +105,6 @@ def _explain(
         how = {name: stated[name] for name in ("masking", "patch_size") if name in stated}
         v = MaskedClassifier.from_pretrained(classifier_name, **how)
         model = load_explainer(model, "salvage", v)
-        Calibration.of(model)
     draw = functools.partial(explanation, model=model, processor=processor, top=top, v=v, budget=budget)
     written: list[Path] = []
     failed: list[str] = []
@@ -247,10 +246,9 @@ def explanation(
     left, top_edge, right, bottom = (round(scale * edge) for edge in processed_box(processor, *picture.size))
     drawn = picture.resize((width, height), reducing_gap=3.0)
     shares = target_probability(probabilities.expand(len(classes), 1, -1), classes)[:, 0].tolist()
-    if v is None:
-        maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes)
-    else:
-        maps = refine(v, model, pixel_values.expand(len(classes), -1, -1, -1), classes, budget).attributions
+    maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes)
+    if v is not None:
+        maps = refine(v, maps, pixel_values.expand(len(classes), -1, -1, -1), classes, budget).attributions
     maps = maps.unflatten(-1, grid).numpy()
     limit = float(abs(maps).max())
     titled = [

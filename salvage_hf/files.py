@@ -164,15 +164,7 @@ def digest(*parts: str | bytes) -> str:
 #: Keys of a config that change no number.
 _NOT_IN_FINGERPRINT = {
     *("_name_or_path", "architectures", "attn_implementation", "_attn_implementation", "dtype", "transformers_version"),
-    *(
-        "calibration",
-        "id2label",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "problem_type",
-        "return_dict",
-    ),
+    *("id2label", "label2id", "output_attentions", "output_hidden_states", "problem_type", "return_dict"),
 }
 
 

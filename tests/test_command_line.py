@@ -51,8 +51,6 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
             "--model_name_or_path m --validation_dir d --methods random --budgets 0",
             "budgets must be",
         ),
-        ("calibrate.py", "", "model_name_or_path is needed"),
-        ("calibrate.py", "--model_name_or_path m --explainer nowhere", "explainer='nowhere' is no folder"),
         ("exact_values.py", "", "model_name_or_path is needed"),
         (
             "exact_values.py",

@@ -437,12 +437,12 @@ def test_images_of_more_than_8_bits_need_their_range(model_folder, tmp_path):
 
 @pytest.fixture
 def refined(salvage_model, tiny_classifier, save_processor, tmp_path, monkeypatch):
-    """The folders of an explainer with a calibration and of its classifier, and the maps that are drawn."""
+    """The folders of an explainer and of its classifier, and the maps that are drawn."""
     classifier = tmp_path / "classifier"
     tiny_classifier().save_pretrained(classifier)
     save_processor(classifier, 16)
-    folder = tmp_path / "calibrated"
-    salvage_model(calibration={"correlation": 0.5, "signal": 0.05}).save_pretrained(folder)
+    folder = tmp_path / "explainer"
+    salvage_model().save_pretrained(folder)
     save_processor(folder, 16)
     drawn: list[np.ndarray] = []
     overlay = explain.overlay
@@ -463,10 +463,10 @@ def test_a_budget_draws_the_refined_maps(refined, picture_folder, tmp_path):
     model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     pixel_values = processor(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        classes = model.eval()(pixel_values).logits[0].topk(2).indices
+        output = model.eval()(pixel_values)
     v = MaskedClassifier.from_pretrained(classifier)
-    for place, target in enumerate(classes):
-        expected = refine(v, model, pixel_values, target[None], 32).attributions[0]
+    for place, target in enumerate(output.logits[0].topk(2).indices):
+        expected = refine(v, output.attributions[..., target], pixel_values, target[None], 32).attributions[0]
         np.testing.assert_allclose(drawn[place].flatten(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
@@ -479,8 +479,10 @@ def test_patches_are_hidden_as_when_the_explainer_was_trained(refined, picture_f
     picture = picture_folder / "wide.png"
     explain_files([str(picture)], folder, str(tmp_path / "a.png"), 1, classifier_name=classifier, budget=32)
     pixel_values = v.processor(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
-    target = explainer.eval()(pixel_values).logits.argmax(-1)
-    expected = refine(v, explainer, pixel_values, target, 32).attributions[0]
+    with torch.no_grad():
+        output = explainer.eval()(pixel_values)
+    target = output.logits.argmax(-1)
+    expected = refine(v, output.attributions[..., target.item()], pixel_values, target, 32).attributions[0]
     np.testing.assert_allclose(drawn[0].flatten(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
@@ -490,13 +492,12 @@ def test_patches_are_hidden_as_when_the_explainer_was_trained(refined, picture_f
         ("--budget 32", "are given together, got budget=32 and classifier=None"),
         ("--classifier {classifier}", "are given together, got budget=0"),
         ("--budget 8 --classifier {classifier}", "budget must be 0 or at least 16, got 8"),
-        ("--budget 32 --classifier {classifier} --model {uncalibrated}", "states no calibration"),
         ("--budget 32 --classifier nowhere", "nowhere"),
     ],
 )
-def test_budgets_that_cannot_be_spent_are_refused(refined, model_folder, picture_folder, words, message, capsys):
+def test_budgets_that_cannot_be_spent_are_refused(refined, picture_folder, words, message, capsys):
     folder, classifier, _ = refined
-    words = words.format(classifier=classifier, uncalibrated=model_folder).split()
+    words = words.format(classifier=classifier).split()
     with pytest.raises(SystemExit) as end:
         main(["explain", str(picture_folder / "wide.png"), "--model", folder, *words])
     assert end.value.code == 2

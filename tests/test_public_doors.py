@@ -42,7 +42,6 @@ CLASSIFIER = Dinov2ForImageClassification(
     Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=16, num_labels=3)
 )
 V = MaskedClassifier(CLASSIFIER)
-REFINED = SalvageModel.from_classifier(CLASSIFIER, calibration={"correlation": 0.5, "signal": 0.05}).eval()
 
 
 def value(pixel_values, subsets):
@@ -238,9 +237,15 @@ DOORS = {
         {"explainer": ("explainer", "cat", "no/such")},
     ),
     "refinement.refine": Door(
-        functools.partial(refinement.refine, V, REFINED),
-        {"pixel_values": IMAGES, "targets": TARGETS, "budget": 16},
-        {"pixel_values": NO_IMAGES, "targets": NO_TARGETS, "budget": [*NO_COUNT, None, 15], "seed": [*NO_SEED, None]},
+        functools.partial(refinement.refine, V),
+        {"attributions": MAPS, "pixel_values": IMAGES, "targets": TARGETS, "budget": 16},
+        {
+            "attributions": NO_MAPS,
+            "pixel_values": NO_IMAGES,
+            "targets": NO_TARGETS,
+            "budget": [*NO_COUNT, None, 15],
+            "seed": [*NO_SEED, None],
+        },
     ),
     "SalvageConfig": Door(
         SalvageConfig,
@@ -255,7 +260,6 @@ DOORS = {
             "logit_temperature": [*NO_NUMBER, None, 0, -1.0, True, float("inf")],
             "initializer_range": [*NO_NUMBER, -1.0, True, float("inf")],
             "objective": [choice for choice in [*NO_CHOICE, None] if not isinstance(choice, str)],
-            "calibration": [*NOTHING, 3, True, "cat", [], {"correlation": 2, "signal": 1}, {"correlation": "cat"}],
         },
     ),
     "SalvageModel.from_classifier": Door(

@@ -1,4 +1,4 @@
-"""Refined maps against a literal version, and against effects that are known by enumeration."""
+"""Refined maps against a literal version, and the direction in which they move against the slope of SRG itself."""
 
 import itertools
 import math
@@ -7,315 +7,253 @@ import numpy as np
 import pytest
 import torch
 
-from salvage_hf import MaskedClassifier, SalvageModel, attribution_methods, subsets
+from salvage_hf import MaskedClassifier, attribution_methods, refinement, subsets
 from salvage_hf.faithfulness import rank_scores
 from salvage_hf.keyed_random import KeyedGenerator, image_keys
-from salvage_hf.refinement import LEAST_BUDGET, Calibration, calibrate, measure_effects, refine
-from salvage_hf.targets import activation, target_attributions, target_probability
-
-CALIBRATION = {"correlation": 0.6, "signal": 0.02}
+from salvage_hf.refinement import LEAST_BUDGET, inclusion_probabilities, measure, refine
 
 
 @pytest.fixture
-def setting(tiny_classifier, salvage_model, images):
-    """A classifier, an explainer, two images and their targets; 16 patches."""
-    v = MaskedClassifier(tiny_classifier())
-    return v, salvage_model(calibration=CALIBRATION), images(2), torch.tensor([0, 2])
+def setting(tiny_classifier, images):
+    """A classifier, maps of two images of 16 patches, the images and their targets."""
+    maps = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [3.0]])
+    return MaskedClassifier(tiny_classifier()), maps, images(2), torch.tensor([0, 2])
 
 
-def literal_refinement(v, explainer, pixel_values, targets, budget, correlation, signal):
-    """Image by image and patch by patch, in numpy: (attributions, effects, standard errors)."""
-    output = explainer(pixel_values)
-    maps = target_attributions(output.attributions, targets).double().numpy()
-    num_patches = maps.shape[1]
-    sizes = subsets.stratified_sizes(
-        1, budget, num_patches - 1, generator=KeyedGenerator("sizes of refinement", 0, keys=torch.zeros(1).long())
-    )[0]
-    drawn = subsets.uniform(
-        len(targets),
-        budget,
-        num_patches,
-        generator=KeyedGenerator("subsets of refinement", 0, keys=image_keys(pixel_values)),
-        sizes=sizes,
-    )
-    generator = KeyedGenerator("subsets of the control variate", 0, keys=torch.zeros(1).long())
-    control_sizes = subsets.stratified_sizes(1, max(4096, 4 * budget), num_patches - 1, generator=generator)[0]
-    control = torch.cat(
-        [subsets.uniform(1, 256, num_patches, generator=generator, sizes=part) for part in control_sizes.split(256)], 1
-    )[0].numpy()
+def literal_inclusion(weights, size):
+    """The time by which `size` clocks have rung on average, by bisection, and how likely each has rung by then."""
+    weights = np.maximum(weights / weights.max(), 1e-9) if weights.max() > 0 else np.ones_like(weights)
+    low, high = 1e-7, 1e11
+    while high / low > 1 + 1e-12:
+        time = math.sqrt(low * high)
+        if sum(1 - math.exp(-w * time) for w in weights) < size:
+            low = time
+        else:
+            high = time
+    return np.array([-math.expm1(-w * high) for w in weights])
 
-    def u(b, rows):
-        logits = explainer.subset_logits(output, torch.from_numpy(rows)[None].expand(len(targets), -1, -1))
-        return target_probability(activation(logits), targets)[b].double().numpy()
 
-    def without_size(values, sizes):
-        share = sizes.numpy() / num_patches
-        functions = np.stack([share**0, share, share**2, share**0.5], axis=1)
-        return values - functions @ np.linalg.lstsq(functions, values, rcond=None)[0]
-
-    def effects_in(values, rows, sizes):
-        """What each row says of each patch, added up, and the standard errors."""
-        found, errors = [], []
-        information = sum(s * (num_patches - s) for s in sizes.tolist()) / num_patches**2
-        for patch in range(num_patches):
-            said = [(row[patch] - row.sum() / num_patches) * value for row, value in zip(rows, values, strict=True)]
-            found.append(sum(said) / information)
-            errors.append(math.sqrt(sum(x * x for x in said)) / information)
-        return np.array(found), np.array(errors), information
-
+def literal_refinement(v, maps, pixel_values, targets, budget):
+    """Image by image, subset by subset and patch by patch, in numpy: (attributions, effects, standard errors)."""
+    num_patches, num_rounds = maps.shape[1], math.ceil(budget / 128)
+    round_sizes = [len(part) for part in np.array_split(np.arange(budget), num_rounds)]
     results = []
     for b, target in enumerate(targets):
-        rows = drawn[b].numpy()
-        predictions = v.probabilities(pixel_values[b : b + 1], drawn[b : b + 1])[0, :, target].double().numpy()
-        p, e = without_size(predictions, sizes), without_size(u(b, rows), sizes)
-        slope = max(0.0, (p @ e) / (e @ e))
-        residuals = p - slope * e
-        measured, errors, information = effects_in(residuals, rows, sizes)
-        in_u, errors_in_u, _ = effects_in(without_size(u(b, control), control_sizes), control, control_sizes)
-        measured += slope * in_u
-        residual = math.sqrt((residuals @ residuals) / (budget - 5))
-        variance = errors**2 * budget / (budget - 5) + slope**2 * errors_in_u**2
-        noise = 1 / information + slope**2 * (errors_in_u**2).mean() / residual**2
-        unit = residual * math.sqrt(signal)
-        prior = (maps[b] - maps[b].mean()) / maps[b].std()
-        of_map, of_image = 1 / (1 - correlation**2), signal / noise
-        effects = (of_map * correlation * prior + of_image * measured / unit) / (of_map + of_image)
-        errors = np.sqrt(of_map**2 * (1 - correlation**2) + of_image**2 * variance / unit**2) / (of_map + of_image)
-        order = sorted(range(num_patches), key=lambda patch: effects[patch])
+        given = maps[b].double().numpy()
+        standardised = (given - given.mean()) / given.std()
+        order = standardised
+        products, squares, information = np.zeros(num_patches), np.zeros(num_patches), np.zeros(num_patches)
+        residual_squares, free = 0.0, 0
+        for number, size in enumerate(round_sizes):
+            of_sizes = KeyedGenerator("sizes of refinement", 0, number, keys=torch.zeros(1).long())
+            halves = [math.ceil(size / 2), size // 2]
+            sizes = [
+                subsets.stratified_sizes(1, half, num_patches - 1, generator=of_sizes)[0].tolist() for half in halves
+            ]
+            drawn = subsets.attribution_guided(
+                torch.from_numpy(order)[None],
+                size,
+                generator=KeyedGenerator("subsets of refinement", 0, number, keys=image_keys(pixel_values[b : b + 1])),
+                sizes=torch.tensor(sizes[0] + sizes[1]),
+                exponent=2.0,
+            )
+            predictions = v.probabilities(pixel_values[b : b + 1], drawn)[0, :, target].double().numpy()
+            rows = drawn[0].numpy()
+            for first, of_half, weights in (
+                (0, sizes[0], order - order.min()),
+                (halves[0], sizes[1], order.max() - order),
+            ):
+                part = slice(first, first + len(of_half))
+                share = np.array(of_half) / num_patches
+                functions = np.stack([share**0, share, share**2, share**0.5], axis=1)
+                p = predictions[part]
+                residuals = p - functions @ np.linalg.lstsq(functions, p, rcond=None)[0]
+                for row, of_size, residual in zip(rows[part], of_half, residuals, strict=True):
+                    likely = literal_inclusion((weights / weights.max()) ** 2, of_size)
+                    for patch in range(num_patches):
+                        deviation = row[patch] - likely[patch]
+                        products[patch] += deviation * residual
+                        squares[patch] += (deviation * residual) ** 2
+                        information[patch] += likely[patch] * (1 - likely[patch])
+                residual_squares += residuals @ residuals
+                free += len(of_half) - 4
+            order = standardised + 0.08 * products / math.sqrt(residual_squares / free)
         values = np.zeros(num_patches)
-        for patch, value in zip(order, sorted(maps[b]), strict=True):
+        for patch, value in zip(sorted(range(num_patches), key=lambda i: order[i]), sorted(given), strict=True):
             values[patch] = value
-        results.append((values, effects, errors))
-    return [torch.tensor(np.array(part)).float() for part in zip(*results, strict=True)]
+        results.append((values, products / information, np.sqrt(squares * budget / free) / information))
+    return [torch.tensor(np.array(part)) for part in zip(*results, strict=True)]
 
 
-@pytest.mark.parametrize("budget", [16, 40, 300])
-@pytest.mark.parametrize(("correlation", "signal"), [(0.6, 0.02), (0.0, 0.3), (0.95, 0.001)])
-def test_refinement_equals_the_literal_version(setting, budget, correlation, signal):
-    v, explainer, pixel_values, targets = setting
-    explainer.config.calibration = {"correlation": correlation, "signal": signal}
-    refined = refine(v, explainer, pixel_values, targets, budget)
-    with torch.no_grad():
-        literal = literal_refinement(v, explainer, pixel_values, targets, budget, correlation, signal)
-    for part, expected in zip((refined.attributions, refined.effects, refined.stderr), literal, strict=True):
-        torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("budget", [16, 41, 128, 300])
+def test_refinement_equals_the_literal_version(setting, budget):
+    v, maps, pixel_values, targets = setting
+    refined = refine(v, maps, pixel_values, targets, budget)
+    values, effects, stderr = literal_refinement(v, maps, pixel_values, targets, budget)
+    assert not torch.equal(refined.attributions, maps)
+    torch.testing.assert_close(refined.attributions.double(), values)
+    torch.testing.assert_close(refined.effects, effects, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(refined.stderr, stderr, rtol=1e-3, atol=1e-6)
 
 
-def test_without_subsets_the_map_is_the_explainers(setting):
-    v, explainer, pixel_values, targets = setting
-    refined = refine(v, explainer, pixel_values, targets, 0)
-    maps = target_attributions(explainer(pixel_values).attributions, targets)
-    torch.testing.assert_close(refined.attributions, maps.detach(), rtol=0, atol=0)
-    torch.testing.assert_close(refined.stderr, torch.full_like(maps, math.sqrt(1 - 0.6**2)))
+def test_without_subsets_the_map_is_the_given_one(setting):
+    v, maps, pixel_values, targets = setting
+    refined = refine(v, maps, pixel_values, targets, 0)
+    assert torch.equal(refined.attributions, maps)
+    assert not refined.effects.any()
+    assert refined.stderr.isposinf().all()
 
 
-def exact_effects(v, pixel_values, target, num_patches):
-    """The effects by enumeration: at each size the means with and without the patch, weighted by s (N - s)."""
-    everything = torch.tensor(list(itertools.product([False, True], repeat=num_patches)))
-    predictions = v.probabilities(pixel_values, everything[None])[0, :, target].double()
-    sizes, effects = everything.sum(dim=1), torch.zeros(num_patches, dtype=torch.float64)
-    for patch in range(num_patches):
+# Inclusion probabilities
+
+
+@pytest.mark.parametrize(("num_patches", "tolerance"), [(3, 0.1), (7, 0.05)])
+def test_inclusion_probabilities_are_near_those_by_enumeration(num_patches, tolerance):
+    weights = torch.rand(num_patches, generator=torch.Generator().manual_seed(1)).double() ** 2
+    exact = torch.zeros(num_patches - 1, num_patches, dtype=torch.float64)
+    for order in itertools.permutations(range(num_patches)):
+        left, probability = weights.sum(), 1.0
+        for patch in order:
+            probability, left = probability * weights[patch] / left, left - weights[patch]
         for size in range(1, num_patches):
-            of_size, shown = sizes == size, everything[:, patch]
-            difference = predictions[of_size & shown].mean() - predictions[of_size & ~shown].mean()
-            effects[patch] += size * (num_patches - size) * difference
-    return effects / sum(size * (num_patches - size) for size in range(1, num_patches))
+            exact[size - 1, list(order[:size])] += probability
+    found = inclusion_probabilities(weights[None], torch.arange(1, num_patches))[0]
+    assert (found - exact).abs().max() < tolerance
 
 
-@pytest.fixture
-def measured(tiny_classifier, salvage_model, images):
-    """A function (budget, seeds) -> measured effects [seeds, 3, 8], errors, and the exact effects [3, 8]."""
-    v, explainer = MaskedClassifier(tiny_classifier()), salvage_model()
-    pixel_values, targets = images(3, 8, 16), torch.tensor([0, 1, 2])
-
-    def measure(budget, seeds):
-        with torch.no_grad():
-            output = explainer(pixel_values)
-            inputs = v, explainer, output, pixel_values, targets, budget
-            found = [measure_effects(*inputs, seed) for seed in range(seeds)]
-        exact = torch.stack([exact_effects(v, pixel_values[b : b + 1], int(targets[b]), 8) for b in range(3)])
-        return torch.stack([m.effects for m in found]), torch.stack([m.stderr for m in found]), exact
-
-    return measure
+def test_inclusion_probabilities_are_those_of_draws():
+    weights = torch.linspace(0, 1, 64).double()[None] ** 2
+    sizes = torch.tensor([1, 5, 30, 60, 63])
+    generator = torch.Generator().manual_seed(0)
+    orders = subsets.positions(subsets.weighted_orders(weights, 20_000, generator=generator))[0]
+    drawn = torch.stack([(orders < size).double().mean(dim=0) for size in sizes])
+    found = inclusion_probabilities(weights, sizes)[0]
+    torch.testing.assert_close(found.sum(dim=1), sizes.double())
+    assert (found - drawn).abs().max() < 0.04
 
 
-def test_with_many_subsets_the_effects_are_those_of_enumeration(measured):
-    effects, stderr, exact = measured(20_000, 1)
-    exact = exact - exact.mean(dim=1, keepdim=True)
-    assert stderr.max() < 0.05 * exact.std()
-    assert ((effects[0] - exact).abs() < 4.5 * stderr[0]).all()
+def test_patches_of_one_weight_are_equally_likely():
+    found = inclusion_probabilities(
+        torch.tensor([0.0, 1e300], dtype=torch.float64)[:, None].expand(2, 8), torch.arange(1, 8)
+    )
+    torch.testing.assert_close(found, (torch.arange(1, 8).double() / 8)[:, None].expand(2, 7, 8))
 
 
-def test_measured_effects_scatter_around_the_exact_ones_as_their_errors_say(measured):
-    effects, stderr, exact = measured(64, 60)
-    deviations = (effects - (exact - exact.mean(dim=1, keepdim=True))) / stderr
-    assert deviations.mean(dim=0).abs().max() < 4.5 * deviations.std() / 60**0.5
-    assert 0.85 < deviations.std() < 1.25
+# What is measured
 
 
-def test_neither_the_batch_nor_the_chunk_changes_a_refined_map(tiny_classifier, setting):
-    v, explainer, pixel_values, targets = setting
-    together = refine(v, explainer, pixel_values, targets, 300)
+def drawn_by(maps, number, seed=0):
+    """Subsets of maps [B, N] as `refine` draws them, and their sizes [M]."""
+    sizes = refinement._sizes(number, maps.shape[1], seed)
+    generator = torch.Generator().manual_seed(seed)
+    return subsets.attribution_guided(maps, number, generator=generator, sizes=sizes, exponent=2.0), sizes
+
+
+def test_measured_effects_scatter_around_those_of_many_subsets_as_their_errors_say():
+    """200 measurements of the effects of 8 patches in a game that is additive but for noise."""
+    generator = torch.Generator().manual_seed(0)
+    own = 0.1 * torch.randn(8, generator=generator).double()
+    maps = torch.linspace(-1, 1, 8).double().expand(200, -1)
+    drawn, sizes = drawn_by(maps, 512)
+    noise = 0.5 * torch.randn(200, 512, generator=generator).double()
+    found = measure(drawn.double() @ own + noise, drawn, sizes, maps)
+    many, sizes_of_many = drawn_by(maps[:1], 40_000, seed=1)
+    expected = measure(many.double() @ own, many, sizes_of_many, maps[:1])
+    deviations = (found.effects - expected.effects) / found.stderr
+    assert deviations.mean(dim=0).abs().max() < 4 / 200**0.5
+    assert 0.9 < deviations.std() < 1.1
+
+
+def test_the_slope_is_that_of_the_srg_of_random_orders():
+    """Beside the gradient by enumeration of all orders of six patches, in the logarithms of their weights."""
+    num_patches = 6
+    generator = torch.Generator().manual_seed(3)
+    game = torch.rand(2**num_patches, generator=generator).double()
+    scores = torch.randn(num_patches, generator=generator).double()
+    orders = torch.tensor(list(itertools.permutations(range(num_patches))))
+    powers = 2 ** torch.arange(num_patches)
+
+    def expected_insertion(log_weights):
+        """The mean prediction over sizes 1..N-1 from the first patches of orders drawn by weights."""
+        weights = log_weights.exp()[orders]  # [720, 6]
+        left = weights.flip(1).cumsum(1).flip(1)
+        probability = (weights / left).prod(dim=1)
+        shown = powers[orders].cumsum(dim=1)[:, : num_patches - 1]
+        return probability @ game[shown].mean(dim=1)
+
+    gradient = torch.zeros(num_patches, dtype=torch.float64)
+    for sign in (1, -1):  # LIF, and MIF, whose curve is to be low
+        weights = (2 * subsets.min_max_weights(sign * scores).clamp_min(1e-9).log()).requires_grad_()
+        (found,) = torch.autograd.grad(expected_insertion(weights), weights)
+        gradient += found
+    drawn, sizes = drawn_by(scores[None], 40_000)
+    found = measure(game[(drawn * powers).sum(dim=-1)], drawn, sizes, scores[None]).slope[0]
+    assert torch.corrcoef(torch.stack([gradient, found]))[0, 1] > 0.95
+
+
+# Refinement as a whole
+
+
+def test_neither_the_batch_nor_the_chunk_changes_a_refined_map(setting):
+    v, maps, pixel_values, targets = setting
+    together = refine(v, maps, pixel_values, targets, 300)
     for chunk_size in (None, 50):
         small = MaskedClassifier(v.classifier, chunk_size=chunk_size)
         for b in range(2):
-            alone = refine(small, explainer, pixel_values[b : b + 1], targets[b : b + 1], 300)
+            alone = refine(small, maps[b : b + 1], pixel_values[b : b + 1], targets[b : b + 1], 300)
             torch.testing.assert_close(alone.effects[0], together.effects[b], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(alone.attributions[0], together.attributions[b])
-    other = refine(v, explainer, pixel_values, targets, 300, seed=1)
+    other = refine(v, maps, pixel_values, targets, 300, seed=1)
     assert not torch.allclose(other.effects, together.effects, atol=1e-3)
 
 
-def test_an_image_given_for_several_classes_is_asked_about_once(setting, monkeypatch):
-    v, explainer, pixel_values, _ = setting
-    pixel_values, targets = pixel_values[[0, 1, 0, 0]], torch.tensor([2, 1, 0, 1])
+@pytest.mark.parametrize("budget", [16, 17, 128, 129, 1000])
+def test_the_budget_is_what_the_classifier_is_asked(setting, monkeypatch, budget):
+    v, maps, pixel_values, targets = setting
     asked, logits_of = [], MaskedClassifier.logits_of
     monkeypatch.setattr(
-        MaskedClassifier, "logits_of", lambda v, *inputs: asked.append(inputs[1]) or logits_of(v, *inputs)
+        MaskedClassifier, "logits_of", lambda v, *inputs: asked.append(inputs[1].shape[1]) or logits_of(v, *inputs)
     )
-    together = refine(v, explainer, pixel_values, targets, 32)
-    assert [tuple(subsets.shape) for subsets in asked] == [(2, 32, 16)]
-    for place in range(4):
-        alone = refine(v, explainer, pixel_values[place : place + 1], targets[place : place + 1], 32)
-        torch.testing.assert_close(together.effects[place], alone.effects[0], rtol=1e-4, atol=1e-5)
+    refine(v, maps, pixel_values, targets, budget)
+    assert sum(asked) == budget
+    assert max(asked) <= 128
+    assert max(asked) - min(asked) <= 1
 
 
-def test_a_prediction_that_never_changes_leaves_the_explainers_order(setting):
-    v, explainer, pixel_values, targets = setting
+def test_a_prediction_that_never_changes_leaves_the_order(setting):
+    v, maps, pixel_values, targets = setting
     torch.nn.init.zeros_(v.classifier.classifier.weight)
-    refined = refine(v, explainer, pixel_values, targets, 64)
+    refined = refine(v, maps, pixel_values, targets, 64)
+    assert torch.equal(refined.attributions, maps)
+
+
+def test_a_map_without_differences_stays_without_them(setting):
+    v, maps, pixel_values, targets = setting
+    refined = refine(v, torch.full_like(maps, 0.1), pixel_values, targets, 64)
+    assert torch.equal(refined.attributions, torch.full_like(maps, 0.1))
+    assert (refined.effects.abs() > 0).any()
+
+
+@pytest.mark.parametrize("num_patches", [1, 2, 3, 4])
+def test_few_patches_give_numbers(setting, images, num_patches):
+    v, _, _, targets = setting
+    maps = torch.arange(2.0 * num_patches).view(2, num_patches)
+    refined = refine(v, maps, images(2, 4, 4 * num_patches), targets, 64)
+    assert refined.attributions.sort(dim=1).values.equal(maps)
     assert refined.effects.isfinite().all()
-    maps = target_attributions(explainer(pixel_values).attributions, targets)
-    torch.testing.assert_close(refined.attributions, maps.detach())
+    assert (refined.stderr >= 0).all()
+    if num_patches < 3:  # two patches have a first and a last one, in every order that the weights 0 and 1 draw
+        assert refined.stderr.isposinf().all()
 
 
-def test_an_explainer_without_differences_leaves_the_order_to_the_image(setting):
-    """A new explainer's map is constant, and so is its u(S) at each size."""
+def test_the_method_is_the_refinement(setting, salvage_model):
     v, _, pixel_values, targets = setting
-    new = SalvageModel.from_classifier(v.classifier, calibration=CALIBRATION).eval()
-    refined = refine(v, new, pixel_values, targets, 64)
-    assert refined.effects.isfinite().all()
-    assert (refined.effects.std(dim=1) > 0.1).all()
-
-
-def test_one_patch_is_left_as_it_is(setting, images):
-    v, explainer, _, targets = setting
-    refined = refine(v, explainer, images(2, 4), targets, 64)
-    maps = target_attributions(explainer(images(2, 4)).attributions, targets)
-    torch.testing.assert_close(refined.attributions, maps.detach())
-
-
-# Calibration
-
-
-def made_up_game(num_images, num_patches, correlation, noise, seed=0):
-    """Effects t, maps that have this correlation with them, and a v whose target probability is additive plus noise."""
-    generator = torch.Generator().manual_seed(seed)
-    effects, other = torch.randn(2, num_images, num_patches, generator=generator).double()
-    maps = correlation * effects + math.sqrt(1 - correlation**2) * other
-    return effects, maps, generator, noise
-
-
-class MadeUpExplainer(torch.nn.Module):
-    """An explainer whose maps are given, and whose u(S) says nothing."""
-
-    def __init__(self, maps):
-        super().__init__()
-        self.maps, self.dtype = maps, torch.float32
-
-    config = type("Config", (), {"num_labels": 2})
-
-    def forward(self, pixel_values):
-        values = self.maps[pixel_values[:, 0, 0, 0].long()]
-        return type("Output", (), {"attributions": torch.stack([values, -values], dim=-1)})()
-
-    def subset_logits(self, output, drawn):
-        return torch.zeros(*drawn.shape[:2], 2)
-
-
-class MadeUpClassifier:
-    """What calibration asks of a classifier beside its predictions, which the test makes up."""
-
-    device, num_labels = torch.device("cpu"), 2
-
-    def as_input(self, pixel_values):
-        return pixel_values
-
-
-@pytest.mark.parametrize("correlation", [0.3, 0.8])
-def test_calibration_finds_the_correlation_and_the_signal(monkeypatch, correlation):
-    """Maps with a known correlation to the effects of a game whose signal is known."""
-    num_images, num_patches, noise = 200, 16, 0.1
-    effects, maps, generator, _ = made_up_game(num_images, num_patches, correlation, noise)
-    scale = 0.01
-
-    def value_at(v, pixel_values):
-        which = pixel_values[:, 0, 0, 0].long()
-
-        def value(drawn):
-            additive = 0.5 + scale * (drawn.double() @ effects[which][..., None])[..., 0]
-            p = additive + noise * torch.randn(additive.shape, generator=generator).double()
-            return torch.stack([p, 1 - p], dim=-1)
-
-        return value
-
-    monkeypatch.setattr("salvage_hf.refinement.value_at", value_at)
-    numbers = torch.arange(num_images)
-    batches = [
-        {"pixel_values": part[:, None, None, None].float(), "labels": torch.zeros_like(part)}
-        for part in numbers.split(64)
-    ]
-    found = calibrate(MadeUpClassifier(), MadeUpExplainer(maps), batches, budget=512)
-    assert abs(found["correlation"] - correlation) < 0.05
-    # The effects of all patches add to the variance of the predictions; an effect is N / (N - 1) of a patch's part.
-    sizes = torch.arange(1, num_patches)
-    residual = noise**2 + scale**2 * (sizes * (num_patches - sizes)).double().mean() / num_patches
-    expected = scale**2 * num_patches / (num_patches - 1) / residual.item()
-    assert found["signal"] == pytest.approx(expected, rel=0.15)
-    assert (found["images"], found["budget"]) == (200, 512)
-
-
-def test_calibration_of_maps_that_say_nothing_is_zero_and_never_breaks(setting):
-    v, _, pixel_values, targets = setting
-    new = SalvageModel.from_classifier(v.classifier).eval()
-    batch = {"pixel_values": pixel_values, "labels": targets}
-    found = calibrate(v, new, [batch], budget=64)
-    assert found["correlation"] == 0
-    new.config.calibration = found
-    type(new.config)(**new.config.to_dict())  # what it found is what a config takes
-    assert refine(v, new, pixel_values, targets, 32).effects.isfinite().all()
-
-
-# Arguments
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda batch: [], "batches must hold at least one image"),
-        (lambda batch: [{**batch, "pixel_values": batch["pixel_values"][..., :4, :4]}], "at least 2 patches .* got 1"),
-        (lambda batch: [{**batch, "labels": torch.tensor([0, 7])}], "targets contain 7"),
-        (lambda batch: [{**batch, "pixel_values": batch["pixel_values"][0]}], "pixel_values must"),
-    ],
-)
-def test_images_that_calibrate_nothing_are_refused(setting, change, message):
-    v, explainer, pixel_values, targets = setting
-    with pytest.raises(ValueError, match=message):
-        calibrate(v, explainer, change({"pixel_values": pixel_values, "labels": targets}))
-
-
-def test_an_explainer_of_other_labels_is_refused(setting, salvage_model):
-    v, _, pixel_values, targets = setting
-    with pytest.raises(ValueError, match="explainer has 2 labels, the classifier 3"):
-        refine(v, salvage_model(num_labels=2, calibration=CALIBRATION), pixel_values, targets, 16)
-
-
-def test_the_explainer_sees_images_as_they_are_given(setting):
-    """A classifier in bfloat16 would round them."""
-    v, explainer, pixel_values, targets = setting
-    maps = target_attributions(explainer(pixel_values).attributions, targets)
-    refined = refine(MaskedClassifier(v.classifier.bfloat16()), explainer, pixel_values, targets, 0)
-    torch.testing.assert_close(refined.attributions, maps.detach(), rtol=0, atol=0)
+    explainer = salvage_model()
+    with torch.no_grad():
+        maps = explainer(pixel_values).attributions[torch.arange(2), :, targets]
+    method = attribution_methods.load("salvage_refined", v, explainer=explainer, budget=32, seed=3)
+    expected = refine(v, maps, pixel_values, targets, 32, seed=3).attributions
+    torch.testing.assert_close(method(pixel_values, targets), expected)
 
 
 @pytest.mark.parametrize("budget", [-1, 1, LEAST_BUDGET - 1, 1.5, True, "16", None])
@@ -324,42 +262,17 @@ def test_wrong_budgets_are_refused(setting, budget):
         refine(*setting, budget)
 
 
-def test_an_explainer_without_a_calibration_is_refused(setting):
-    v, explainer, *_ = setting
-    explainer.config.calibration = None
-    with pytest.raises(ValueError, match=r"states no calibration.*scripts/calibrate.py"):
-        attribution_methods.load("salvage_refined", v, explainer=explainer)
-
-
-@pytest.mark.parametrize(
-    "calibration",
-    [{}, {"correlation": 0.5}, {"correlation": 1.0, "signal": 1.0}, {"correlation": 0.5, "signal": 0}, [0.5, 1.0], 3],
-)
-def test_configs_refuse_calibrations_that_cannot_be(salvage_model, calibration):
-    with pytest.raises(ValueError, match="calibration must"):
-        salvage_model(calibration=calibration)
-
-
-def test_a_calibration_is_saved_with_the_explainer(salvage_model, tmp_path):
-    explainer = salvage_model(calibration={**CALIBRATION, "images": 32, "budget": 256})
-    explainer.save_pretrained(tmp_path)
-    assert Calibration.of(SalvageModel.from_pretrained(tmp_path)) == Calibration(0.6, 0.02)
-
-
-def test_the_method_is_the_refinement(setting):
-    v, explainer, pixel_values, targets = setting
-    method = attribution_methods.load("salvage_refined", v, explainer=explainer, budget=32, seed=3)
-    expected = refine(v, explainer, pixel_values, targets, 32, seed=3).attributions
-    torch.testing.assert_close(method(pixel_values, targets), expected)
+def test_maps_of_another_grid_are_refused(setting):
+    v, maps, pixel_values, targets = setting
+    with pytest.raises(ValueError, match=r"attributions must be real numbers \[B, N\] with B = 2, N = 16"):
+        refine(v, maps[:, :9], pixel_values, targets, 16)
 
 
 def test_refinement_ranks_the_real_classifiers_patches_better(imagenette_classifier, imagenette_images):
-    """A new explainer that knows nothing becomes one that ranks patches, by 128 subsets."""
+    """A random map becomes one that ranks patches, by 256 subsets."""
     v = MaskedClassifier.from_pretrained(imagenette_classifier)
     pixel_values, targets = imagenette_images[0][:3], imagenette_images[1][:3]
-    torch.manual_seed(0)
-    explainer = SalvageModel.from_classifier(v.classifier, calibration={"correlation": 0.0, "signal": 0.02}).eval()
-    torch.nn.init.normal_(explainer.head.class_projection.weight, std=1e-3)
-    before = rank_scores(v, pixel_values, refine(v, explainer, pixel_values, targets, 0).attributions, targets).srg
-    after = rank_scores(v, pixel_values, refine(v, explainer, pixel_values, targets, 128).attributions, targets).srg
+    maps = attribution_methods.load("random", v)(pixel_values, targets)
+    before = rank_scores(v, pixel_values, maps, targets).srg
+    after = rank_scores(v, pixel_values, refine(v, maps, pixel_values, targets, 256).attributions, targets).srg
     assert (after - before).mean() > 0.1

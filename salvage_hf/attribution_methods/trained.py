@@ -9,9 +9,9 @@ from ..masking import MaskedClassifier, check_provenance
 from ..modeling import SalvageConfig, SalvageModel
 from ..objectives import OBJECTIVES, Objective, additive_efficient
 from ..pretrained import check_finite, load_model
-from ..refinement import LEAST_BUDGET, Calibration, checked_budget, refine
+from ..refinement import LEAST_BUDGET, checked_budget, refine
 from ..targets import target_attributions
-from .registry import Method, register
+from .registry import REGISTRY, Method, register
 
 
 def method_of(name: str, objective: Objective):
@@ -71,16 +71,16 @@ def salvage_refined(
 
     Args:
         classifier: the classifier to explain.
-        explainer: a calibrated `SalvageModel` trained with `--objective salvage`, its folder or its name on the Hub.
+        explainer: a `SalvageModel` trained with `--objective salvage`, its folder or its name on the Hub.
         seed: seed of the subsets.
         budget: subsets per image, each a forward of the classifier; 0 gives Salvage's own map, otherwise at least 16.
         allow_other_classifier: whether an explainer of another classifier is a warning, and not an error.
     """
-    budget, model = checked_budget(budget), load_explainer(explainer, "salvage", classifier, allow_other_classifier)
-    Calibration.of(model)  # raises here, not at the first image, where it has none
+    checked_budget(budget)
+    salvage = REGISTRY["salvage"].build(classifier, explainer, seed, allow_other_classifier)
 
     def attribute(pixel_values, targets):
-        return refine(classifier, model, pixel_values, targets, budget, seed).attributions
+        return refine(classifier, salvage(pixel_values, targets), pixel_values, targets, budget, seed).attributions
 
     return attribute
 

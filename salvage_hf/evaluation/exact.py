@@ -1,9 +1,8 @@
 """How near maps come to the truth, on images of so few patches that the classifier can be asked about all subsets.
 
-Three truths are enumerated for the target class of each image: the Shapley values (eq. 1) of its log-probability,
-centred over the classes, which Salvage explains; those of its probability, which ViT-Shapley and FastSHAP explain; and
-the effects in its probability that `refinement` estimates. Every method's maps are correlated with them, over the
-patches of an image.
+Two truths are enumerated for the target class of each image: the Shapley values (eq. 1) of its log-probability, centred
+over the classes, which Salvage explains, and those of its probability, which ViT-Shapley and FastSHAP explain. Every
+method's maps are correlated with them, over the patches of an image.
 
 exact_values.json holds the "settings"; "ids" and "targets", names and classes of the images; the truths as "exact",
 truth -> [images, N]; under "maps", for each method and each budget of the refinement, the "attributions" [images, N]
@@ -25,12 +24,12 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from ..arguments import PRIVATE, AtLeast, arg
-from ..attribution_methods import REGISTRY
+from ..attribution_methods import REGISTRY, load
 from ..data.images import content_digest
 from ..faithfulness import mean_and_stderr
 from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
 from ..masking import MaskedClassifier
-from ..refinement import LEAST_BUDGET, refine
+from ..refinement import LEAST_BUDGET
 from ..targets import activation, target_attributions, target_probability
 from ..version import VERSION
 from .arguments import MethodArguments
@@ -53,7 +52,6 @@ GAMES = ("log_probability", "probability")
 TRUTHS = {
     "shapley_log_probability": "Shapley, log p",
     "shapley_probability": "Shapley, p",
-    "effects": "effects, p",
 }
 COEFFICIENTS = ("pearson", "spearman")
 
@@ -188,7 +186,6 @@ def truths_of(predicted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         "shapley_log_probability": shapley_values(predicted["log_probability"]),
         "shapley_probability": shapley_values(predicted["probability"]),
-        "effects": effects(predicted["probability"]),
     }
 
 
@@ -207,21 +204,6 @@ def shapley_values(game: torch.Tensor) -> torch.Tensor:
     with_patch = 1 / (sizes.clamp_min(1) * subsets_of_size)
     without_patch = 1 / ((num_patches - sizes).clamp_min(1) * subsets_of_size)
     return _weighted_sum(game, torch.where(subsets, with_patch[:, None], -without_patch[:, None]))
-
-
-def effects(game: torch.Tensor) -> torch.Tensor:
-    """The effects that `refinement` estimates, by enumeration; arguments as in `shapley_values`.
-
-    An effect is the mean over subsets with a patch minus the mean over those without it, at each size s = 1..N-1, as a
-    mean over the sizes with the weights s (N - s).
-    """
-    subsets, sizes, subsets_of_size = _enumerated(game)
-    num_patches = subsets.shape[1]
-    # s / N of the subsets of a size have the patch, so s (N - s) times the difference of means is N times the sum of
-    # N - s for each subset with it and of -s for each without it, divided by the number of subsets.
-    contrast = num_patches * (num_patches * subsets - sizes[:, None]) / subsets_of_size[:, None]
-    sum_of_weights = (num_patches**3 - num_patches) / 6
-    return _weighted_sum(game, contrast / sum_of_weights)
 
 
 def _enumerated(game: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -264,9 +246,10 @@ def _maps(
     """What is correlated with the truths of one image: row -> [N], in the order of the table."""
     rows = {row: method(pixel_values, targets) for row, method in loaded.methods.items() if row != _REFINED}
     if _REFINED in loaded.methods:
+        explainer, other = loaded.explainers["salvage"], args.allow_other_classifier
         for budget in args.budgets:
-            refined = refine(v, loaded.explainers["salvage"], pixel_values, targets, budget, args.seed)
-            rows |= {f"{_REFINED}_{budget}": refined.attributions, f"effects_{budget}": refined.effects}
+            options = {"explainer": explainer, "budget": budget, "allow_other_classifier": other}
+            rows[f"{_REFINED}_{budget}"] = load(_REFINED, v, args.seed, **options)(pixel_values, targets)
     for row, values in rows.items():
         if not values.isfinite().all():
             raise ValueError(f"{row} gives NaN or infinite attributions of {name!r}: leave out the method or the image")
@@ -274,16 +257,8 @@ def _maps(
 
 
 def _refined_titles(budgets: Sequence[int]) -> dict[str, str]:
-    """Row -> title of the rows that the refinement has, two for each budget."""
-    title = REGISTRY[_REFINED].title
-    return {
-        row: text
-        for budget in budgets
-        for row, text in (
-            (f"{_REFINED}_{budget}", f"{title}, {budget} forwards"),
-            (f"effects_{budget}", f"its effects, {budget} forwards"),
-        )
-    }
+    """Row -> title of the rows that the refinement has, one for each budget."""
+    return {f"{_REFINED}_{budget}": f"{REGISTRY[_REFINED].title}, {budget} forwards" for budget in budgets}
 
 
 def _kept_predictions(

@@ -92,8 +92,6 @@ def load_methods(args: MethodArguments, v: MaskedClassifier) -> LoadedMethods:
         made_with[name] = dict(options)
         if objective := attribution_methods.REGISTRY[name].objective:
             made_with[name]["weights"] = weights[objective]
-            if name == "salvage_refined":  # the only one whose maps depend on it
-                made_with[name]["calibration"] = explainers[objective].config.calibration
             options |= {
                 "explainer": explainers[objective],
                 "allow_other_classifier": args.allow_other_classifier,

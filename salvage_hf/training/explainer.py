@@ -1,7 +1,6 @@
 """Training of explainers against a frozen classifier (sections 4 and 5.1)."""
 
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from ..keyed_random import KeyedGenerator
 from ..masking import STRATEGIES, MaskedClassifier, processing_digest, provenance
 from ..modeling import SalvageModel
 from ..objectives import OBJECTIVES, SubsetValues
-from ..refinement import calibrate
 from ..subsets import LAWS, uniform
 from ..targets import predicted_targets, target_attributions
 from ..tensors import positive_number
@@ -34,9 +32,6 @@ from .task import Task
 
 #: Subsets per image on which the loss is validated.
 NUM_VALIDATION_SUBSETS = 8
-
-#: How many validation images calibrate an explainer's maps when it is written, each by 256 forwards of the classifier.
-MOST_CALIBRATION_IMAGES = 32
 
 #: The most images that are tried one by one when the cause of a loss that is not finite is looked for.
 MOST_ASKED_FOR_A_CAUSE = 256
@@ -218,30 +213,12 @@ class ExplainerTask(Task):
         return ""
 
     def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
-        """Writes the explainer with its code and calibration, the image processor and the model card."""
+        """Writes the explainer with its code, the image processor and the model card."""
         assert isinstance(model, SalvageModel)
-        if self.objective.paired_values:  # otherwise u(S) is no distribution, and its maps are not refined
-            model.config.calibration = self._calibration(model)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         num_images = len(self.train_images.images), len(self.eval_images)
         cards.write_explainer_card(folder, self.args, model.config, results, *num_images)
-
-    def _calibration(self, model: SalvageModel) -> dict[str, Any] | None:
-        """The calibration of the maps by some of the validation images, which may be sorted by class.
-
-        It costs `MOST_CALIBRATION_IMAGES` times 256 forwards of the classifier each time that an explainer is written.
-        """
-        num_images = min(MOST_CALIBRATION_IMAGES, len(self.eval_images))
-        places = torch.linspace(0, len(self.eval_images) - 1, num_images).long()
-        batches = []
-        for part in places.split(self.args.per_device_eval_batch_size):
-            batch = self.eval_images.batch(part.tolist())
-            batch = {name: values.to(self.accelerator.device) for name, values in batch.items()}
-            batches.append({**batch, "labels": self.targets(batch)})
-        if math.prod(self.classifier.patch_grid(batches[0]["pixel_values"])) < 2:
-            return None  # there is nothing to rank
-        return calibrate(self.classifier, model.eval(), batches)
 
 
 @with_found_batch_size

@@ -37,7 +37,7 @@ def options_of(name, salvage_model):
     options = CHEAP.get(name, {})
     if objective := attribution_methods.REGISTRY[name].objective:
         trained = {"objective": objective, "paired_values": OBJECTIVES[objective].paired_values}
-        options = {**options, "explainer": salvage_model(**trained, calibration={"correlation": 0.5, "signal": 0.05})}
+        options = {**options, "explainer": salvage_model(**trained)}
     return options
 
 

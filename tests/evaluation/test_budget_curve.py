@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel
 
 from salvage_hf.evaluation.benchmark import run_benchmark
 from salvage_hf.evaluation.budget_curve import BudgetCurveArguments, budget_table, paired_table, run_budget_curve
@@ -13,16 +12,8 @@ from salvage_hf.evaluation.budget_curve import BudgetCurveArguments, budget_tabl
 METHODS = ["salvage", "salvage_refined", "rise", "kernelshap"]
 
 
-@pytest.fixture
-def curve_arguments(benchmark_arguments, tmp_path):
-    explainer = AutoModel.from_pretrained(tmp_path / "explainer")
-    explainer.config.calibration = {"correlation": 0.5, "signal": 0.05}
-    explainer.config.save_pretrained(tmp_path / "explainer")
-    return benchmark_arguments
-
-
-def test_every_point_is_the_score_of_a_benchmark(curve_arguments, tmp_path):
-    shared = curve_arguments(methods=METHODS)
+def test_every_point_is_the_score_of_a_benchmark(benchmark_arguments, tmp_path):
+    shared = benchmark_arguments(methods=METHODS)
     found = run_budget_curve(BudgetCurveArguments(budgets=[16, 40]), shared)
     assert found == json.loads((tmp_path / "out" / "budget_curve.json").read_text())
     assert found["images"] == 7
@@ -34,7 +25,7 @@ def test_every_point_is_the_score_of_a_benchmark(curve_arguments, tmp_path):
         "rise": ["16", "40"],
         "kernelshap": ["40"],
     }
-    alone = curve_arguments(methods=METHODS[1:], sampling_budget=40, output_dir=str(tmp_path / "alone"))
+    alone = benchmark_arguments(methods=METHODS[1:], sampling_budget=40, output_dir=str(tmp_path / "alone"))
     results = run_benchmark(alone)["methods"]
     for name in METHODS[1:]:
         for score in ("srg", "r_srg"):
@@ -42,8 +33,8 @@ def test_every_point_is_the_score_of_a_benchmark(curve_arguments, tmp_path):
     assert Image.open(tmp_path / "out" / "budget_curve.png").size[0] > 600
 
 
-def test_a_curve_goes_on_where_it_stopped(curve_arguments, tmp_path, caplog):
-    shared = curve_arguments(methods=METHODS[:3])
+def test_a_curve_goes_on_where_it_stopped(benchmark_arguments, tmp_path, caplog):
+    shared = benchmark_arguments(methods=METHODS[:3])
     first = run_budget_curve(BudgetCurveArguments(budgets=[16]), shared)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "budget-16" / "maps").iterdir()}
     second = run_budget_curve(BudgetCurveArguments(budgets=[20, 16]), shared)
@@ -77,11 +68,11 @@ def test_wrong_budgets_are_refused(budgets):
         BudgetCurveArguments(budgets=budgets)
 
 
-def test_budgets_that_are_too_small_for_all_methods_are_refused(curve_arguments):
+def test_budgets_that_are_too_small_for_all_methods_are_refused(benchmark_arguments):
     with pytest.raises(ValueError, match=r"budgets=\[8\] are too small for all of salvage, salvage_refined"):
-        run_budget_curve(BudgetCurveArguments(budgets=[8]), curve_arguments(methods=["salvage", "salvage_refined"]))
+        run_budget_curve(BudgetCurveArguments(budgets=[8]), benchmark_arguments(methods=["salvage", "salvage_refined"]))
 
 
-def test_methods_without_a_budget_make_no_curve(curve_arguments):
+def test_methods_without_a_budget_make_no_curve(benchmark_arguments):
     with pytest.raises(ValueError, match="none of random takes a budget"):
-        run_budget_curve(BudgetCurveArguments(), curve_arguments(methods=["random"]))
+        run_budget_curve(BudgetCurveArguments(), benchmark_arguments(methods=["random"]))

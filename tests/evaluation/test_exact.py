@@ -20,13 +20,11 @@ from salvage_hf.evaluation.exact import (
     ExactArguments,
     all_subsets,
     correlation,
-    effects,
     exact_values_table,
     predictions,
     run_exact_values,
     shapley_values,
 )
-from salvage_hf.refinement import refine
 
 # The definitions
 
@@ -47,19 +45,6 @@ def test_shapley_values_are_the_mean_gain_over_all_orders_of_the_patches(num_pat
     torch.testing.assert_close(shapley_values(game), expected / math.factorial(num_patches))
 
 
-@pytest.mark.parametrize("num_patches", range(2, 7))
-def test_effects_are_differences_of_means_at_each_size(num_patches):
-    value, game = literal_game(num_patches)
-    expected = torch.zeros(num_patches, dtype=torch.float64)
-    for patch, size in itertools.product(range(num_patches), range(1, num_patches)):
-        of_size = [set(drawn) for drawn in itertools.combinations(range(num_patches), size)]
-        shown = np.mean([value(drawn) for drawn in of_size if patch in drawn])
-        hidden = np.mean([value(drawn) for drawn in of_size if patch not in drawn])
-        expected[patch] += size * (num_patches - size) * (shown - hidden)
-    expected /= sum(size * (num_patches - size) for size in range(1, num_patches))
-    torch.testing.assert_close(effects(game), expected)
-
-
 @pytest.mark.parametrize("num_patches", [2, 9, 16])
 def test_shapley_values_sum_to_what_all_patches_gain(num_patches):
     _, game = literal_game(num_patches)
@@ -67,17 +52,14 @@ def test_shapley_values_sum_to_what_all_patches_gain(num_patches):
 
 
 def test_in_an_additive_game_the_values_are_the_patches_own():
-    """Effects compare a patch with the mean of the others, because at equal sizes one of them is in its place."""
     own = torch.tensor([0.3, -1.0, 0.0, 2.5, 0.3], dtype=torch.float64)
     game = 7 + all_subsets(5).double() @ own
     torch.testing.assert_close(shapley_values(game), own)
-    torch.testing.assert_close(effects(game), own - (own.sum() - own) / 4)
 
 
 def test_a_game_that_never_changes_has_values_of_exactly_zero():
     game = torch.full((2**16,), 0.1, dtype=torch.float64)
     assert not shapley_values(game).any()
-    assert not effects(game).any()
 
 
 def test_all_subsets_are_there_once():
@@ -139,12 +121,12 @@ def test_a_constant_map_has_no_correlation(coefficient):
 
 @pytest.fixture
 def arguments(tiny_classifier, save_processor, tmp_path):
-    """A factory of arguments: a classifier with images of 2 x 4 patches, a calibrated explainer, six images."""
+    """A factory of arguments: a classifier with images of 2 x 4 patches, an explainer, six images."""
     classifier = tiny_classifier()
     classifier.save_pretrained(tmp_path / "classifier")
     save_processor(tmp_path / "classifier", crop_size={"height": 8, "width": 16})
     torch.manual_seed(0)
-    explainer = SalvageModel.from_classifier(classifier, calibration={"correlation": 0.1, "signal": 0.05})
+    explainer = SalvageModel.from_classifier(classifier)
     torch.nn.init.normal_(explainer.head.class_projection.weight)
     explainer.save_pretrained(tmp_path / "explainer")
     rng = np.random.default_rng(0)
@@ -179,7 +161,7 @@ def test_the_results_are_those_of_single_images(arguments, tmp_path):
     assert len(results["ids"]) == 4
     assert set(results["maps"]) == {
         *("salvage", "random"),
-        *(f"{kind}_{budget}" for kind in ("salvage_refined", "effects") for budget in (0, 32)),
+        *("salvage_refined_0", "salvage_refined_32"),
     }
     v = MaskedClassifier.from_pretrained(args.model_name_or_path)
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
@@ -194,15 +176,15 @@ def test_the_results_are_those_of_single_images(arguments, tmp_path):
         truths = {
             "shapley_log_probability": shapley_values(logs[:, target] - logs.mean(dim=-1)),
             "shapley_probability": shapley_values(game),
-            "effects": effects(game),
         }
-        refined = refine(v, explainer, pixels, targets, 32)
+        rows = {"salvage": {}, "salvage_refined": {"budget": 32}}
         maps = {
-            "salvage": attribution_methods.load("salvage", v, explainer=explainer)(pixels, targets),
-            "random": attribution_methods.load("random", v)(pixels, targets),
-            "salvage_refined_32": refined.attributions,
-            "effects_32": refined.effects,
+            "salvage" if name == "salvage" else "salvage_refined_32": attribution_methods.load(
+                name, v, explainer=explainer, **options
+            )(pixels, targets)
+            for name, options in rows.items()
         }
+        maps["random"] = attribution_methods.load("random", v)(pixels, targets)
         for truth, values in truths.items():
             torch.testing.assert_close(
                 torch.tensor(results["exact"][truth][position]).double(), values, rtol=1e-4, atol=1e-5
@@ -212,17 +194,12 @@ def test_the_results_are_those_of_single_images(arguments, tmp_path):
                 pair = found[0].detach().double().numpy(), values.numpy()
                 assert entry["pearson"][position] == pytest.approx(stats.pearsonr(*pair)[0], abs=1e-3)
                 assert entry["spearman"][position] == pytest.approx(stats.spearmanr(*pair)[0], abs=1e-3)
-    of_images = results["maps"]["random"]["correlations"]["effects"]["pearson"]
-    assert results["maps"]["random"]["mean"]["effects"]["pearson"] == pytest.approx(np.mean(of_images), abs=1e-5)
-    stderr = results["maps"]["random"]["stderr"]["effects"]["pearson"]
+    of_images = results["maps"]["random"]["correlations"]["shapley_probability"]["pearson"]
+    assert results["maps"]["random"]["mean"]["shapley_probability"]["pearson"] == pytest.approx(
+        np.mean(of_images), abs=1e-5
+    )
+    stderr = results["maps"]["random"]["stderr"]["shapley_probability"]["pearson"]
     assert stderr == pytest.approx(stats.sem(of_images), abs=1e-5)
-
-
-def test_refinement_comes_to_the_exact_effects(arguments):
-    rows = run_exact_values(arguments(methods=["salvage_refined"], budgets=[0, 64, 4096]))["maps"]
-    means = [rows[f"effects_{budget}"]["mean"]["effects"]["pearson"] for budget in (0, 64, 4096)]
-    assert means[0] < means[1] < means[2]
-    assert means[2] > 0.98
 
 
 @pytest.fixture
@@ -286,9 +263,7 @@ def test_the_table_has_a_row_per_method_and_budget(arguments):
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [
         "Random",
         "Salvage, refined, 0 forwards",
-        "its effects, 0 forwards",
         "Salvage, refined, 32 forwards",
-        "its effects, 32 forwards",
     ]
     assert all(line.count("|") == 2 + 2 * len(TRUTHS) for line in lines)
     assert all(line.count("±") == 2 * len(TRUTHS) for line in lines[2:])
@@ -299,8 +274,8 @@ def test_a_constant_map_is_no_number_in_the_table(arguments, monkeypatch):
     constant = lambda classifier, seed=0: lambda pixel_values, targets: torch.ones(len(targets), 8)  # noqa: E731
     monkeypatch.setitem(attribution_methods.REGISTRY, "random", with_build(info, constant))
     results = run_exact_values(arguments(methods=["random"]))
-    assert results["maps"]["random"]["mean"]["effects"] == {"pearson": None, "spearman": None}
-    assert exact_values_table(results).splitlines()[-1] == "| Random" + " | -" * 6 + " |"
+    assert results["maps"]["random"]["mean"]["shapley_probability"] == {"pearson": None, "spearman": None}
+    assert exact_values_table(results).splitlines()[-1] == "| Random" + " | -" * 4 + " |"
     json.dumps(results, allow_nan=False)
 
 
@@ -316,15 +291,6 @@ def test_too_many_patches_are_refused_before_anything_is_loaded(arguments, save_
     with pytest.raises(ValueError, match=r"must have 2 to 16 patches, .* they have 25"):
         run_exact_values(arguments())
     assert not (tmp_path / "out").exists()
-
-
-def test_an_explainer_without_a_calibration_is_refused_where_it_is_refined(arguments, tmp_path):
-    explainer = SalvageModel.from_pretrained(tmp_path / "explainer")
-    explainer.config.calibration = None
-    explainer.save_pretrained(tmp_path / "explainer")
-    run_exact_values(arguments(methods=["salvage"]))
-    with pytest.raises(ValueError, match=r"states no calibration.*scripts/calibrate.py"):
-        run_exact_values(arguments())
 
 
 def test_what_is_not_finite_is_refused_with_its_image(arguments, monkeypatch):
