@@ -35,7 +35,7 @@ _ROUND_SIZE = 128
 _EXPONENT = 2.0
 
 #: How far a subset moves a map, in its standard deviations (docs/performance.md has the study).
-_STEP = 0.08
+_STEP = 0.1
 
 
 @dataclass(frozen=True)

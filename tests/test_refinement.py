@@ -77,7 +77,7 @@ def literal_refinement(v, maps, pixel_values, targets, budget):
                         information[patch] += likely[patch] * (1 - likely[patch])
                 residual_squares += residuals @ residuals
                 free += len(of_half) - 4
-            order = standardised + 0.08 * products / math.sqrt(residual_squares / free)
+            order = standardised + 0.1 * products / math.sqrt(residual_squares / free)
         values = np.zeros(num_patches)
         for patch, value in zip(sorted(range(num_patches), key=lambda i: order[i]), sorted(given), strict=True):
             values[patch] = value
