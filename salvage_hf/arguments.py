@@ -26,7 +26,7 @@ class AtMost:
 
 
 class Rule:
-    """A rule without a value: `MAY_CHANGE` or `PRIVATE`."""
+    """A rule without a value: `MAY_CHANGE`, `PRIVATE` or `NOT_IN_RECIPE`."""
 
 
 #: A resumed run may have another value of the argument, because a training step computes the same numbers with it. Only
@@ -35,6 +35,9 @@ MAY_CHANGE = Rule()
 
 #: A local path or a secret: it is written neither to model cards nor to experiment trackers.
 PRIVATE = Rule()
+
+#: It says nothing of what a run computes, or is a secret: the recipe that a run writes leaves it out.
+NOT_IN_RECIPE = Rule()
 
 
 def arg(default: Any, help: str) -> Any:
@@ -89,7 +92,25 @@ def _choices(hint: Any) -> tuple[str, ...]:
 class ImageArguments:
     """Which images are read; every script that reads labelled images has these."""
 
-    dataset_name: str | None = arg(None, "A data set on the Hub.")
+    dataset_name: str | None = arg(
+        None,
+        "A data set: imagenette, pet, mura or wbc (NAME=REPOSITORY reads another repository than the default one); a "
+        "repository on the Hub; or a folder of parquet files, of images with metadata.csv, or by save_to_disk.",
+    )
+    dataset_config_name: str | None = arg(None, "The configuration of the data set, where it has several.")
+    dataset_dir: Annotated[str | None, PRIVATE] = arg(
+        None, "For imagenette, pet, mura and wbc: the folder of the original archive, unpacked."
+    )
+    validation_split_name: str | None = arg(
+        None,
+        "The split of the data set that validates; when not given, 'validation' if there is one. Otherwise training "
+        "takes a share of its images, and what compares methods takes 'test'.",
+    )
+    streaming: bool = arg(
+        False,
+        "Read a repository on the Hub only as far as max_train_samples and max_eval_samples images need, and keep them "
+        "in memory. They are drawn from a buffer of 1,000, so that images that are sorted by class stay so in part.",
+    )
     validation_dir: Annotated[str | None, PRIVATE] = arg(
         None, "A folder of validation images, one sub-folder per class, in place of the data set's validation split."
     )
@@ -104,3 +125,14 @@ class ImageArguments:
     max_eval_samples: Annotated[int | None, AtLeast(1)] = arg(
         None, "Use only this many of the validation images, chosen at random."
     )
+
+    def __post_init__(self):
+        check_arguments(self)
+        of_dataset = ("dataset_config_name", "dataset_dir", "validation_split_name", "streaming")
+        if self.dataset_name is None and (unused := [name for name in of_dataset if getattr(self, name)]):
+            raise ValueError(f"{unused[0]} says more about a data set: give dataset_name too")
+        if self.validation_dir is not None and self.validation_split_name is not None:
+            raise ValueError(
+                "give either validation_dir or validation_split_name, got "
+                f"{self.validation_dir!r} and {self.validation_split_name!r}"
+            )

@@ -4,12 +4,14 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from transformers import HfArgumentParser
 
 from .data.pictures import printable
 from .evaluate_modules.registration import seed_module_cache
+from .recipes import RECIPE, read_recipe
 
 #: The modules that the extra "plots" installs.
 _PLOTS = ("matplotlib", "sklearn")
@@ -36,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             for message in failed:
                 print(f"skipped {message}", file=sys.stderr)
             return 1 if failed else 0
+        if options.command == "doctor":
+            from .evaluation.doctor import DoctorArguments, doctor_table, exit_status, run_doctor
+
+            given = {item.name: getattr(options, item.name) for item in fields(DoctorArguments)}
+            findings = run_doctor(DoctorArguments(**given))
+            print(doctor_table(findings))
+            return exit_status(findings)
         if options.command == "demo":
             from .demo import run_demo
 
@@ -73,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", type=int, default=0, help="forwards of the classifier on each image, which improve its maps"
     )
 
+    from .evaluation.doctor import DoctorArguments
+
+    commands.add_parser(
+        "doctor",
+        help="check a classifier and its explainer on a few labelled images; the status is 1 where something is bad",
+        parents=[HfArgumentParser(DoctorArguments, add_help=False)],  # type: ignore[arg-type]
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
     demo = commands.add_parser(
         "demo", help="run the whole method on a small data set that it generates; takes a few minutes"
     )
@@ -102,17 +120,33 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 
 def parse_arguments(*kinds: Any, description: str | None) -> tuple[Any, ...]:
-    """The command line as dataclasses of arguments; wrong values end the program as argparse's own errors do.
+    """The command line as dataclasses of arguments, over those of the recipe that --config names.
+
+    Wrong values end the program as argparse's own errors do.
 
     Args:
         kinds: the dataclasses.
         description: what the program does, for its help.
     """
     parser = HfArgumentParser(kinds, description=description)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"A YAML file of these arguments, one of scripts/recipes/ or the {RECIPE} that a run has left in its "
+        "output_dir. The command line wins over it. Paths in it are relative to the working directory, as they are "
+        "here.",
+    )
+    config = parser.parse_known_args()[0].config
+    if config is not None:
+        try:
+            parser.set_defaults(**read_recipe(config, kinds))
+        except ValueError as error:
+            parser.error(str(error))
     try:
-        return parser.parse_args_into_dataclasses()
+        # No file is looked for beside the script: --config is the one way to give arguments in a file.
+        return parser.parse_args_into_dataclasses(look_for_args_file=False)[: len(kinds)]
     except ValueError as error:  # a rule of a dataclass is broken, or an argument is unknown
-        parser.error(str(error))
+        parser.error(str(error) if config is None else f"{error} (with the arguments in {config!r})")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from transformers import AutoModel
 
 from .attribution_methods.trained import load_explainer
 from .data.folders import is_of_other_kind, listed, walk
+from .data.geometry import picture_geometry
 from .data.pictures import check_pixel_range, open_image, printable, reason_of
-from .data.processors import process, processed_box
+from .data.processors import process
 from .evaluation.plots import DPI, FORMATS, file_content, made_here, overlay, picture_grid
 from .files import check_writable, locked, write_bytes
 from .masking import MaskedClassifier
@@ -209,7 +210,7 @@ def _load(model_name: str) -> tuple[Any, Any]:
     processor = load_processor(model_name)
     white = Image.new("RGB", (64, 64), "white")
     process(processor, [white])
-    processed_box(processor, *white.size)
+    picture_geometry(processor, *white.size)
     return model, processor
 
 
@@ -243,7 +244,7 @@ def explanation(
     grid = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
     scale = min(1.0, DRAWN_PIXELS / max(picture.size))
     width, height = (max(1, round(scale * side)) for side in picture.size)
-    left, top_edge, right, bottom = (round(scale * edge) for edge in processed_box(processor, *picture.size))
+    geometry = picture_geometry(processor, *picture.size).scaled(width / picture.width, height / picture.height)
     drawn = picture.resize((width, height), reducing_gap=3.0)
     shares = target_probability(probabilities.expand(len(classes), 1, -1), classes)[:, 0].tolist()
     maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes)
@@ -252,7 +253,7 @@ def explanation(
     maps = maps.unflatten(-1, grid).numpy()
     limit = float(abs(maps).max())
     titled = [
-        (f"{names[index]}: {100 * share:.1f}%", overlay(drawn, values, (left, top_edge, right, bottom), limit))
+        (f"{names[index]}: {100 * share:.1f}%", overlay(drawn, values, geometry, limit))
         for index, share, values in zip(classes.tolist(), shares, maps, strict=True)
     ]
     return picture_grid([[("image", drawn), *titled]], width=PANEL_WIDTH)

@@ -80,6 +80,17 @@ def test_wrong_input_ends_in_a_message(program, words, message, tmp_path, monkey
     assert written.endswith("\n")
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_every_script_takes_a_recipe(script, tmp_path, monkeypatch, capsys):
+    status, written = ends(script, "--config", str(tmp_path / "a.yaml"), monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 2
+    assert written.endswith("a.yaml' cannot be read: No such file or directory\n")
+    (tmp_path / "a.yaml").write_text("output_dir: out\nwings: 2\n")
+    status, written = ends(script, "--config", str(tmp_path / "a.yaml"), monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 2
+    assert written.endswith("a.yaml': wings=2 is no argument of this script\n")
+
+
 def test_every_script_is_among_the_cases():
     (cases,) = (mark.args[1] for mark in test_wrong_input_ends_in_a_message.pytestmark)
     assert {program for program, *_ in cases} == {"salvage", *(path.name for path in SCRIPTS.glob("*.py"))}

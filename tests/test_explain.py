@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from salvage_hf import explain
 from salvage_hf.cli import main
-from salvage_hf.data.processors import processed_box
+from salvage_hf.data.geometry import picture_geometry
 from salvage_hf.explain import MOST_CLASSES, explain_files, explanation
 from salvage_hf.masking import MaskedClassifier, provenance
 from salvage_hf.refinement import refine
@@ -275,7 +275,7 @@ def test_the_box_is_what_the_processor_shows(save_processor, tmp_path, width, he
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     picture = Image.fromarray((255 * np.stack([x, y, 0 * x], axis=-1)).round().astype(np.uint8))
     seen = processor(picture, return_tensors="pt")["pixel_values"][0]
-    left, top, right, bottom = processed_box(processor, width, height)
+    left, top, right, bottom = picture_geometry(processor, width, height).box
     columns, rows = seen[0].mean(dim=0) * width, seen[1].mean(dim=1) * height  # original coordinates of pixel centres
     step_x, step_y = (right - left) / len(columns), (bottom - top) / len(rows)
     # Apart from the border, where resampling mirrors the picture, and to one pixel of the picture or of its crop.
@@ -310,12 +310,14 @@ def test_what_is_drawn_has_the_place_of_what_the_model_sees(model_folder, monkey
     """A large picture is drawn smaller, and the map's place in it with it."""
     model, processor = AutoModel.from_pretrained(model_folder), AutoImageProcessor.from_pretrained(model_folder)
     drawn = []
-    monkeypatch.setattr(explain, "overlay", lambda picture, values, box, limit: drawn.append((picture, box)) or picture)
+    monkeypatch.setattr(
+        explain, "overlay", lambda picture, values, geometry, _: drawn.append((picture, geometry)) or picture
+    )
     explanation(Image.new("RGB", (3 * explain.DRAWN_PIXELS, explain.DRAWN_PIXELS)), model, processor)
-    picture, box = drawn[0]
+    picture, geometry = drawn[0]
     assert picture.size == (explain.DRAWN_PIXELS, explain.DRAWN_PIXELS // 3)
-    wanted = np.array(processed_box(processor, 3 * explain.DRAWN_PIXELS, explain.DRAWN_PIXELS)) / 3
-    np.testing.assert_allclose(box, wanted, atol=1)
+    wanted = np.array(picture_geometry(processor, 3 * explain.DRAWN_PIXELS, explain.DRAWN_PIXELS)) / 3
+    np.testing.assert_allclose(geometry, wanted)
 
 
 # Models that are refused

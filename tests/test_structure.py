@@ -21,7 +21,7 @@ FILES = LIBRARY + sorted(file for folder in FOLDERS for file in (ROOT / folder).
 FLOORS = (
     {"tensors", "type_checks", "version"},
     {"modeling", "metrics", "keyed_random", "targets", "arguments", "vision_families", "pretrained", "files", "logs"},
-    {"subsets", "localization", "data"},
+    {"subsets", "localization", "data", "recipes"},
     {"objectives", "masking"},
     {"faithfulness", "refinement"},
     {"attribution_methods", "hub"},

@@ -1,6 +1,6 @@
 """Images as a classifier takes them, with their labels, random views and annotated regions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ from PIL import ImageOps
 from ..files import digest
 from ..keyed_random import KeyedGenerator
 from .labels import translated_labels
-from .loading import image_name, image_names
+from .loading import image_name
 from .pictures import open_image
 from .processors import process
-from .regions import mask_paths, read_mask
+from .regions import read_mask, stored_masks
 
 
 class ProcessedImages(torch.utils.data.Dataset):
     """Images as a classifier takes them: an item is {"pixel_values": [C, H, W], "ids": index, ...}.
 
-    Items also have "labels" (the classifier's) if `config` is given, and "masks" (bool [H, W]) if `mask_dir` is given.
+    Items also have "labels" (the classifier's) if `config` is given, and "masks" (bool [H, W]) if `mask_dir` or
+    `mask_column` is given.
 
     Args:
         dataset: what `load_images` returned.
@@ -32,6 +33,8 @@ class ProcessedImages(torch.utils.data.Dataset):
             image i % I, where I is the number of images; it is the same view each time, so its features can be kept.
         seed: seed of the random views.
         mask_dir: a folder in which CLASS/NAME.png shows the annotated region of the image CLASS/NAME.* (`read_mask`).
+        mask_column: in its place, the column of `dataset` with these pictures.
+        region_values: what the values of masks mean, as in `read_mask`.
         pixel_range: the range of the values of images with more than 8 bits, as in `open_image`.
 
     Raises:
@@ -48,6 +51,8 @@ class ProcessedImages(torch.utils.data.Dataset):
         num_views: int = 1,
         seed: int = 0,
         mask_dir: str | None = None,
+        mask_column: str | None = None,
+        region_values: Mapping[int, bool] | None = None,
         pixel_range: Sequence[float] | None = None,
     ):
         # Without its other columns, because `datasets` would decode those that hold images, in any format.
@@ -55,7 +60,8 @@ class ProcessedImages(torch.utils.data.Dataset):
         self.pixel_range = pixel_range
         self.num_views, self.seed = num_views, seed
         self.labels = None if config is None else translated_labels(dataset, label_column, config)
-        self.masks = None if mask_dir is None else mask_paths(mask_dir, image_names(dataset, image_column))
+        self.masks = stored_masks(dataset, image_column, mask_dir, mask_column)
+        self.region_values = region_values
 
     def __len__(self) -> int:
         return len(self.images) * self.num_views
@@ -87,7 +93,8 @@ class ProcessedImages(torch.utils.data.Dataset):
             item["labels"] = self.labels[number]
         if self.masks is not None:
             height, width = pixel_values.shape[-2:]
-            item["masks"] = read_mask(self.masks[number], self.processor, (height, width), size)
+            mask, shown = self.masks[number]["mask"], (height, width)
+            item["masks"] = read_mask(mask, self.processor, shown, size, name, self.region_values)
         return item
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -117,10 +124,12 @@ def content_digest(images: ProcessedImages, indices: list[int]) -> str:
 
     One file is in memory at a time.
     """
+    stored = [(images.images, images.image_column)]
+    stored += [] if images.masks is None else [(images.masks, "mask")]
     files = []
-    for index in indices:
-        image = images.images[index][images.image_column]
-        files.append(digest(image["bytes"] or Path(image["path"]).read_bytes()))
-    masks = [digest(images.masks[index].read_bytes()) for index in indices] if images.masks else []
+    for column, name in stored:
+        for index in indices:
+            image = column[index][name]
+            files.append(digest(image["bytes"] or Path(image["path"]).read_bytes()))
     ranges = [] if images.pixel_range is None else [str(tuple(images.pixel_range))]
-    return digest(*files, *masks, *ranges)
+    return digest(*files, *ranges)

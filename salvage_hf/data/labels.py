@@ -4,7 +4,7 @@ import logging
 import re
 from collections import Counter
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
 from ..targets import label_names, target_names
 from .folders import listed
@@ -29,7 +29,7 @@ def match_labels(names: list[str], config) -> list[int]:
     Raises:
         ValueError: where a name has no or several counterparts.
     """
-    plain, wanted = [_plain(name) for name in names], [_plain(name) for name in label_names(config)]
+    plain, wanted = [plain_name(name) for name in names], [plain_name(name) for name in label_names(config)]
     unnamed = all(re.fullmatch(r"label \d+", name) for name in wanted)
     if plain == wanted and len(plain) > 1:  # also where two labels have one name, as ImageNet's two cranes
         return list(range(len(plain)))
@@ -57,6 +57,34 @@ def match_labels(names: list[str], config) -> list[int]:
     )
 
 
+def encode_labels(dataset: Dataset, column: str, names: list[str] | None = None) -> Dataset:
+    """The data set with a column of texts as a `ClassLabel`; columns of another type stay, as do data sets without it.
+
+    `Dataset.class_encode_column` would write all images to its cache once more.
+
+    Args:
+        dataset: the data set.
+        column: the column of the labels.
+        names: all labels in their order; sorted by name when not given.
+
+    Raises:
+        ValueError: where a label is missing or is none of the names.
+    """
+    feature = dataset.features.get(column)
+    if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+        return dataset
+    texts = list(dataset[column])
+    if None in texts:
+        raise ValueError(f"column {column!r} holds no label at position {texts.index(None)}")
+    names = names or sorted(set(texts))
+    numbers = {name: number for number, name in enumerate(names)}
+    found = [numbers.get(text) for text in texts]
+    if wrong := sorted({text for text, number in zip(texts, found, strict=True) if number is None}):
+        raise ValueError(f"column {column!r} holds the labels [{listed(wrong)}], which are not among [{listed(names)}]")
+    labels = Dataset.from_dict({column: found}, Features({column: ClassLabel(names=names)}))
+    return concatenate_datasets([dataset.remove_columns(column), labels], axis=1)
+
+
 def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
     """The classifier's label of every image.
 
@@ -80,7 +108,7 @@ def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
     return [mapping[value] for value in values]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name in the form in which names are compared."""
     return re.sub(r"^n\d{8}[_ ]", "", str(name)).replace("_", " ").strip().lower()
 

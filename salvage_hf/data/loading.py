@@ -8,11 +8,14 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image
 from tqdm.auto import tqdm
 
+from ..arguments import ImageArguments
 from .folders import find_images, listed
+from .labels import encode_labels
 from .pictures import check_pixel_range, open_image, why_unreadable
+from .sources import Source
 
 __all__ = ["image_name", "image_names", "load_images", "open_image"]
 
@@ -23,24 +26,28 @@ CHECK_THREADS = 4
 
 
 def load_images(
-    dataset_name: str | None = None,
+    source: Source | str | None = None,
     folder: str | None = None,
     split: str = "train",
     image_column: str = "image",
     on_bad_image: str = "refuse",
     pixel_range: Sequence[float] | None = None,
+    label_column: str = "label",
+    max_samples: int | None = None,
 ) -> Dataset:
     """Loads a split of images, undecoded, after it has opened every file once.
 
     Processes that belong together (`accelerate launch`) must all call this: the first one opens the files for all.
 
     Args:
-        dataset_name: a data set on the Hub.
+        source: a data set, or its name.
         folder: in its place, a folder with one sub-folder per class (`find_images` has the rules).
-        split: the split of `dataset_name`.
+        split: the split of `source`.
         image_column: the column of the images.
         on_bad_image: "refuse" raises ValueError where an image cannot be read, "skip" leaves it out; both name it.
         pixel_range: the range of the values of images with more than 8 bits, as in `open_image`.
+        label_column: the column of the labels; texts in it become class labels, sorted by name.
+        max_samples: how many images are taken of a data set that is streamed; others are loaded whole.
 
     Returns:
         The images as dicts of "bytes" and "path", with the other columns of the data set. A folder gives the columns
@@ -49,47 +56,53 @@ def load_images(
     Raises:
         ValueError: where an argument is wrong, the data set cannot be loaded, or an image cannot be read.
     """
-    if (dataset_name is None) == (folder is None):
-        raise ValueError(f"give either dataset_name or folder, got {dataset_name!r} and {folder!r}")
+    source = Source(source) if isinstance(source, str) else source
+    name = None if source is None else source.name
+    if (source is None) == (folder is None):
+        raise ValueError(f"give either dataset_name or folder, got {name!r} and {folder!r}")
     if on_bad_image not in ("refuse", "skip"):
         raise ValueError(f"on_bad_image={on_bad_image!r} is neither 'refuse' nor 'skip'")
     check_pixel_range(pixel_range)
     processes = PartialState()
     with processes.main_process_first():  # it downloads, the others find what it has downloaded
-        dataset = _from_hub(dataset_name, split) if folder is None else _from_folder(folder)
-    source = f"data set {dataset_name or folder!r}"
+        dataset = _from_folder(str(folder)) if source is None else source.load(split, max_samples)
+    dataset = encode_labels(dataset, label_column)
+    shown = f"data set {name or folder!r}"
     if image_column not in dataset.column_names:
         raise ValueError(f"no column {image_column!r} in the data set, its columns are {dataset.column_names}")
     if len(dataset) == 0:
-        raise ValueError(f"the {source} has no images")
+        raise ValueError(f"the {shown} has no images")
     try:
         dataset = dataset.cast_column(image_column, Image(decode=False))
     except Exception as error:  # `datasets` and pyarrow raise several types of exception
         feature = dataset.features[image_column]
-        raise ValueError(f"column {image_column!r} of the {source} holds no images, but {feature}") from error
+        raise ValueError(f"column {image_column!r} of the {shown} holds no images, but {feature}") from error
     checked = [_unreadable(dataset, image_column, pixel_range) if processes.is_main_process else {}]
     bad = broadcast_object_list(checked)[0]
-    if bad:
-        message = f"{len(bad)} of {len(dataset)} images cannot be read: {listed(bad.values(), separator='; ')}"
-        if on_bad_image == "refuse":
-            raise ValueError(f"{message}. Remove them, or leave them out with on_bad_image='skip'.")
-        logger.warning("%s. Left out.", message)
-        dataset = dataset.select([index for index in range(len(dataset)) if index not in bad])
-        if len(dataset) == 0:
-            raise ValueError(f"the {source} has no readable image")
+    return _without(bad, dataset, on_bad_image, shown) if bad else dataset
+
+
+def _without(bad: dict[int, str], dataset: Dataset, on_bad_image: str, shown: str) -> Dataset:
+    """A data set without the images that cannot be read (index -> name and reason), if they may be left out."""
+    message = f"{len(bad)} of {len(dataset)} images cannot be read: {listed(bad.values(), separator='; ')}"
+    if on_bad_image == "refuse":
+        raise ValueError(f"{message}. Remove them, or leave them out with on_bad_image='skip'.")
+    logger.warning("%s. Left out.", message)
+    dataset = dataset.select([index for index in range(len(dataset)) if index not in bad])
+    if len(dataset) == 0:
+        raise ValueError(f"the {shown} has no readable image")
     return dataset
 
 
-def _from_hub(name: str | None, split: str) -> Dataset:
-    try:
-        return load_dataset(name, split=split)
-    except Exception as error:  # `datasets` and what it uses raise many types of exception
-        # `datasets` hides the cause in a general "error occurred while generating the dataset".
-        causes: list[BaseException] = [error]
-        while cause := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(cause)
-        reasons = dict.fromkeys(" ".join(f"{type(cause).__name__}: {cause}".split()) for cause in causes)
-        raise ValueError(f"the split {split!r} of {name!r} cannot be loaded: {'; '.join(reasons)}") from error
+def reading_options(args: ImageArguments, max_samples: int | None) -> dict[str, Any]:
+    """The options of `load_images` that the arguments give; the number is for data sets that are streamed."""
+    return {
+        "image_column": args.image_column_name,
+        "on_bad_image": args.on_bad_image,
+        "pixel_range": args.pixel_range,
+        "label_column": args.label_column_name,
+        "max_samples": max_samples,
+    }
 
 
 def _from_folder(folder: str) -> Dataset:

@@ -79,14 +79,7 @@ def printable(path: Any) -> str:
 
 
 def _read(image: dict[str, Any] | str | Path | None, pixel_range: Sequence[float] | None) -> PILImage.Image:
-    source: str | Path | BytesIO | None = None
-    if isinstance(image, dict):
-        source = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-    else:
-        source = image
-    if source is None:
-        raise ValueError("the image is missing")
-    picture, colour_of_16_bits = decode(source)
+    picture, colour_of_16_bits = decode(source_of(image))
     if picture.mode in DEEP_MODES:
         picture = _scaled(np.asarray(picture), pixel_range)
     rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -97,6 +90,18 @@ def _read(image: dict[str, Any] | str | Path | None, pixel_range: Sequence[float
             )
         _check_maximum(256 * int(np.asarray(rgb).max()) + 255)  # Pillow has dropped the lower 8 bits
     return rgb
+
+
+def source_of(image: dict[str, Any] | str | Path | None) -> str | Path | BytesIO:
+    """What `decode` takes, from an undecoded value of a `datasets` image column, or from a file."""
+    source: str | Path | BytesIO | None = None
+    if isinstance(image, dict):
+        source = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
+    else:
+        source = image
+    if source is None:
+        raise ValueError("the image is missing")
+    return source
 
 
 def decode(source: str | Path | BytesIO) -> tuple[PILImage.Image, bool]:

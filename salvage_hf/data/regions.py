@@ -1,14 +1,18 @@
 """Annotated regions: one black and white picture per image, for RRA and RMA."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from .pictures import DEEP_MODES, decode, printable, reason_of
-from .processors import processed_box
+from .geometry import picture_geometry
+from .loading import image_names
+from .pictures import DEEP_MODES, decode, printable, reason_of, source_of
 
 
 def mask_paths(mask_dir: str, names: list[str]) -> list[Path]:
@@ -31,8 +35,40 @@ def mask_paths(mask_dir: str, names: list[str]) -> list[Path]:
     return paths
 
 
-def read_mask(path: Path, processor, processed_size: tuple[int, int], picture_size: tuple[int, int]) -> torch.Tensor:
-    """The region within the part of a picture that a processor keeps.
+def stored_masks(dataset: Dataset, image_column: str, mask_dir: str | None, mask_column: str | None) -> Dataset | None:
+    """The masks of all images, undecoded, in a column "mask"; None where neither a folder nor a column is named.
+
+    Args:
+        dataset: the images, in `image_column`.
+        image_column: the column of the images, whose names are those of the masks in `mask_dir` (`mask_paths`).
+        mask_dir: the folder of the masks.
+        mask_column: in its place, the column of the masks.
+
+    Raises:
+        ValueError: where an image has no mask in the folder, or there is no column of pictures of this name.
+    """
+    if mask_dir is not None:
+        paths = [str(path) for path in mask_paths(mask_dir, image_names(dataset, image_column))]
+        return Dataset.from_dict({"mask": paths}, Features({"mask": Image(decode=False)}))
+    if mask_column is None:
+        return None
+    if mask_column not in dataset.column_names:
+        raise ValueError(f"no column {mask_column!r} of masks in the data set, its columns are {dataset.column_names}")
+    if not isinstance(feature := dataset.features[mask_column], Image):
+        raise ValueError(f"column {mask_column!r} holds no masks, but {feature}; masks are pictures")
+    masks = dataset.select_columns(mask_column).cast_column(mask_column, Image(decode=False))
+    return masks if mask_column == "mask" else masks.rename_column(mask_column, "mask")
+
+
+def read_mask(
+    mask: dict[str, Any] | Path,
+    processor,
+    processed_size: tuple[int, int],
+    picture_size: tuple[int, int],
+    image: str = "",
+    region_values: Mapping[int, bool] | None = None,
+) -> torch.Tensor:
+    """The region within the part of a picture that a processor keeps; there is none in its padding.
 
     In a grey mask the region is where it is not 0, and there it has one value: several could be a class each, a
     distance, or the share of a pixel that belongs to the region. In a mask with a palette of colours, as PASCAL VOC has
@@ -40,26 +76,39 @@ def read_mask(path: Path, processor, processed_size: tuple[int, int], picture_si
     the region is the rest.
 
     Args:
-        path: the mask, of the same size as the picture.
+        mask: a file or an undecoded value of a column, of the same size as the picture.
         processor: the image processor.
         processed_size: (height, width) of the processed picture.
         picture_size: (width, height) of the upright picture.
+        image: in messages, the name of the image, for masks without a file.
+        region_values: value of a pixel -> whether it belongs to the region, in place of the rules above; a mask with
+            other values is refused.
 
     Returns:
         bool [height, width], True in the region.
 
     Raises:
-        ValueError: where the mask cannot be read, or not without doubt.
+        ValueError: where the mask cannot be read, or not without doubt, or the processor does more than resize, crop
+            and pad.
     """
     try:
-        mask, _ = decode(path)
-        region = _region(mask)
-        if mask.size != picture_size:
-            raise ValueError("its size is {} x {}, the upright picture's {} x {}".format(*mask.size, *picture_size))
+        opened, _ = decode(source_of(mask))
+        region = _region(opened) if region_values is None else _region_of_values(opened, region_values)
+        if opened.size != picture_size:
+            raise ValueError("its size is {} x {}, the upright picture's {} x {}".format(*opened.size, *picture_size))
     except Exception as error:  # Pillow raises many types of error
-        raise ValueError(f"mask '{printable(path)}' cannot be used: {reason_of(error)}") from error
-    seen = PILImage.fromarray(region).crop(processed_box(processor, *picture_size))
-    return torch.from_numpy(np.array(seen.resize(processed_size[::-1], PILImage.Resampling.NEAREST)))
+        path = mask["path"] if isinstance(mask, dict) and mask["bytes"] is None else mask
+        shown = f"'{printable(path)}'" if isinstance(path, (str, Path)) else f"of image {image!r}"
+        raise ValueError(f"mask {shown} cannot be used: {reason_of(error)}") from error
+    return torch.from_numpy(picture_geometry(processor, *picture_size).shown(region, *processed_size))
+
+
+def _region_of_values(mask: PILImage.Image, region_values: Mapping[int, bool]) -> np.ndarray:
+    """Where the values of a mask are those of the region: bool [H, W]."""
+    values = np.asarray(mask)
+    if other := sorted(set(np.unique(values).tolist()) - set(region_values)):
+        raise ValueError(f"it holds the value {other[0]}; values of this data set are {sorted(region_values)}")
+    return np.isin(values, [value for value, inside in region_values.items() if inside])
 
 
 def _region(mask: PILImage.Image) -> np.ndarray:

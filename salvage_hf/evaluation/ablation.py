@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from datasets import get_dataset_split_names
 
 from ..arguments import MAY_CHANGE, AtLeast, ImageArguments, arg, check_arguments, names_with
+from ..data.sources import Source
 from ..files import locked, write_json
 from ..logs import show_log
 from ..objectives import OBJECTIVES
+from ..recipes import write_recipe
 from ..tensors import positive_number
 from ..training.checkpoints import checkpoints
 from ..training.explainer import ExplainerArguments, train_explainer
@@ -92,6 +93,7 @@ def _run_arms(args: AblationArguments, shared: ExplainerArguments, accelerator: 
     settings = _settings(args, shared)
     ablation = earlier_ablation(path.parent, settings)
     accelerator.wait_for_everyone()  # all processes have read before one writes
+    write_recipe(path.parent, "scripts/ablation.py", args, shared, accelerator=accelerator)
     if ablation is None:
         ablation = {"settings": settings, "arms": {}}
         if write:  # before training: a checkpoint alone does not show whether the steps have changed
@@ -118,10 +120,11 @@ def _check(shared: ExplainerArguments) -> None:
     if not shared.max_train_steps:
         raise ValueError("an ablation needs max_train_steps, which is the same for all arms")
     if not shared.validation_dir:
-        splits = get_dataset_split_names(shared.dataset_name) if shared.dataset_name else []
-        if "validation" not in splits:
+        source = Source.of(shared)
+        splits = [] if source is None else source.split_names()
+        if (shared.validation_split_name or "validation") not in splits:
             raise ValueError(
-                "an ablation needs validation_dir, or a data set with a split 'validation', "
+                "an ablation needs validation_dir, or a data set with a split 'validation' or validation_split_name, "
                 f"got validation_dir=None and dataset_name={shared.dataset_name!r} with the splits {splits}"
             )
     if shared.new_subsets < 4:
@@ -166,7 +169,9 @@ def train_and_score(
     )
     images = {item.name: getattr(shared, item.name) for item in fields(ImageArguments)}
     images |= {"max_eval_samples": args.max_scored_samples}
-    images |= {"dataset_name": None} if shared.validation_dir else {}
+    if shared.validation_dir:
+        of_dataset = ("dataset_name", "dataset_config_name", "dataset_dir")
+        images |= {**dict.fromkeys(of_dataset), "streaming": False}
     results = run_benchmark(
         BenchmarkArguments(
             **images,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..arguments import PRIVATE, AtLeast, AtMost, ImageArguments, arg, check_arguments
+from ..arguments import PRIVATE, AtLeast, AtMost, ImageArguments, arg
 from ..attribution_methods import REGISTRY
 from ..masking import STRATEGIES
 from ..objectives import OBJECTIVES
@@ -29,7 +29,6 @@ class MethodArguments(ImageArguments):
     methods: list[str] = arg(
         ["salvage", "last_attention", "attention_rollout", "random"], f"Methods to compare: {', '.join(REGISTRY)}."
     )
-    dataset_split: str = arg("validation", "The split of the data set on the Hub.")
     masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
     sampling_budget: Annotated[int, AtLeast(1)] = arg(
         2000, f"Subsets per image that the methods {', '.join(SAMPLING)} ask for."
@@ -37,7 +36,7 @@ class MethodArguments(ImageArguments):
     seed: Annotated[int, AtLeast(0), AtMost(2**32 - 1)] = arg(0, "The seed of everything random.")
 
     def __post_init__(self):
-        check_arguments(self)
+        super().__post_init__()
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path is needed: the classifier to explain")
         if (self.dataset_name is None) == (self.validation_dir is None):
@@ -67,6 +66,11 @@ class BenchmarkArguments(MethodArguments):
         "A folder in which CLASS/NAME.png shows the region of the image CLASS/NAME.*, for RRA and RMA: white on black, "
         "or numbers of objects by a palette of colours.",
     )
+    mask_column_name: str | None = arg(
+        None,
+        "In place of --mask_dir, the column of the data set with such pictures; 'mask' of pet's archive has trimaps, "
+        "whose border belongs to no region.",
+    )
     max_rank_samples: Annotated[int | None, AtLeast(0)] = arg(
         None, "How many images, from the first on, get SRG, LIF and MIF; 0: none. All of them when not given."
     )
@@ -84,8 +88,20 @@ class BenchmarkArguments(MethodArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.max_rank_samples == 0 and self.max_relative_samples == 0 and self.mask_dir is None:
-            raise ValueError("nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir")
+        if self.mask_dir is not None and self.mask_column_name is not None:
+            raise ValueError(
+                f"give either mask_dir or mask_column_name, got {self.mask_dir!r} and {self.mask_column_name!r}"
+            )
+        if self.max_rank_samples == 0 and self.max_relative_samples == 0 and not self.has_regions:
+            raise ValueError(
+                "nothing is scored: max_rank_samples and max_relative_samples are 0, and no mask_dir or "
+                "mask_column_name"
+            )
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether regions are given, so that RRA and RMA are computed."""
+        return self.mask_dir is not None or self.mask_column_name is not None
 
 
 def explainer_folders(explainers: list[str]) -> dict[str, str]:

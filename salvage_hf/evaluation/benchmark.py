@@ -15,6 +15,7 @@ from ..data.processors import to_pictures
 from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
 from ..logs import show_log
 from ..masking import MaskedClassifier
+from ..recipes import write_recipe
 from ..targets import label_names, predicted_targets, target_attributions
 from ..training.setup import PROCESS_TIMEOUT
 from ..version import VERSION
@@ -62,7 +63,7 @@ class _BenchmarkRun:
             self.v = MaskedClassifier.from_pretrained(
                 args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
             ).to(accelerator.device)
-        loaded = load_labelled_images(args, args.dataset_split, self.v, args.seed, args.mask_dir)
+        loaded = load_labelled_images(args, self.v, args.seed, args.mask_dir, args.mask_column_name)
         self.images, self.labels, self.names, self.chosen = loaded.images, loaded.labels, loaded.names, loaded.chosen
 
     def load_methods(self) -> None:
@@ -89,6 +90,7 @@ class _BenchmarkRun:
             self._drop_outdated(name)
         self._drop_other_predictions()
         self.accelerator.wait_for_everyone()  # all processes have read before one writes
+        write_recipe(self.folder, "scripts/benchmark.py", self.args, accelerator=self.accelerator)
         if self.accelerator.is_main_process:
             (self.folder / "maps").mkdir(exist_ok=True)
             remove_leftovers(self.folder / "maps")
@@ -109,7 +111,7 @@ class _BenchmarkRun:
                 **({"budget": args.budget} if args.budget else {"n_masks": args.n_masks}),
                 "images": len(chosen[: args.max_relative_samples]),
             },
-            "regions": args.mask_dir is not None,
+            "regions": args.has_regions,
             "content": content_digest(self.images, chosen),
             "seed": args.seed,
             "salvage_hf": VERSION,  # the methods and scores are its code

@@ -4,13 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..arguments import arg, check_arguments
 from ..attribution_methods import REGISTRY
 from ..faithfulness import mean_and_stderr
 from ..files import locked, write_bytes, write_json
 from ..masking import MaskedClassifier
+from ..recipes import write_recipe
+from ..training.setup import PROCESS_TIMEOUT
 from . import plots
 from .arguments import BenchmarkArguments
 from .benchmark import run_benchmark
@@ -49,12 +51,15 @@ def run_budget_curve(args: BudgetCurveArguments, shared: BenchmarkArguments) -> 
     Raises:
         ValueError: as in `run_benchmark`, and where no method takes a budget, or none of these.
     """
+    # Before the lock, which the first of the processes takes for all of them.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
     with locked(shared.output_dir, "scripts/budget_curve.py"):
-        return _run(args, shared, Path(shared.output_dir))
+        return _run(args, shared, accelerator)
 
 
-def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, folder: Path) -> dict[str, Any]:
+def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, accelerator: Accelerator) -> dict[str, Any]:
     """`run_budget_curve` in a folder that no other process writes to."""
+    folder = Path(shared.output_dir)
     curves: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in shared.methods}
     if not any(REGISTRY[name].takes_budget for name in shared.methods):
         raise ValueError(f"methods: none of {', '.join(shared.methods)} takes a budget")
@@ -65,6 +70,7 @@ def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, folder: Path) -
     }
     if not any(methods for budget, methods in scored.items() if budget):
         raise ValueError(f"budgets={args.budgets} are too small for all of {', '.join(shared.methods)}")
+    write_recipe(folder, "scripts/budget_curve.py", args, shared, accelerator=accelerator)
     images = 0
     for budget, methods in scored.items():
         if not methods:
@@ -84,7 +90,7 @@ def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, folder: Path) -
             entry = results["methods"][name]
             curves[name][str(budget)] = {score: entry[score] for score in SCORED if score in entry}
     found = {"images": images, "methods": curves}
-    if PartialState().is_main_process:
+    if accelerator.is_main_process:
         write_json(folder / "budget_curve.json", found)
         write_bytes(folder / "budget_curve.png", plots.file_content(_figure(found)))
     return found

@@ -29,6 +29,7 @@ from ..data.images import content_digest
 from ..faithfulness import mean_and_stderr
 from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
 from ..masking import MaskedClassifier
+from ..recipes import write_recipe
 from ..refinement import LEAST_BUDGET
 from ..targets import activation, target_attributions, target_probability
 from ..version import VERSION
@@ -93,7 +94,7 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
     """
     device, folder = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(args.output_dir)
     v = MaskedClassifier.from_pretrained(args.model_name_or_path, masking=args.masking).to(device)
-    data = load_labelled_images(args, args.dataset_split, v, args.seed)
+    data = load_labelled_images(args, v, args.seed)
     subsets = all_subsets(math.prod(v.patch_grid(data.images[data.chosen[0]]["pixel_values"][None])))
     loaded, classifier = load_methods(args, v), fingerprint(v.classifier)
     exact: dict[str, list[torch.Tensor]] = {truth: [] for truth in TRUTHS}
@@ -101,6 +102,7 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
     with locked(folder, "scripts/exact_values.py"):
         (folder / "predictions").mkdir(exist_ok=True)
         remove_leftovers(folder / "predictions")
+        write_recipe(folder, "scripts/exact_values.py", args)
         for index in tqdm(data.chosen, desc="Images"):
             batch, name = data.images.batch([index]), data.names[index]
             pixel_values, targets = batch["pixel_values"].to(device), batch["labels"].to(device)

@@ -10,7 +10,9 @@ from .. import attribution_methods
 from ..arguments import ImageArguments
 from ..attribution_methods import Method
 from ..data.images import ProcessedImages
-from ..data.loading import image_names, load_images
+from ..data.loading import image_names, load_images, reading_options
+from ..data.registry import known_dataset
+from ..data.sources import Source, validation_split
 from ..files import fingerprint
 from ..masking import MaskedClassifier
 from ..pretrained import load_model
@@ -35,27 +37,34 @@ class LoadedImages:
 
 
 def load_labelled_images(
-    args: ImageArguments, split: str, v: MaskedClassifier, seed: int, mask_dir: str | None = None
+    args: ImageArguments, v: MaskedClassifier, seed: int, mask_dir: str | None = None, mask_column: str | None = None
 ) -> LoadedImages:
-    """Reads the images that the arguments name, with the annotated regions in `mask_dir` where there are some.
+    """Reads the images that the arguments name, with the annotated regions where there are some.
 
     Args:
         args: which images.
-        split: of a data set on the Hub.
         v: the classifier.
-        seed: of the choice of images.
-        mask_dir: as in `ProcessedImages`.
+        seed: of the choice of `max_eval_samples` among them.
+        mask_dir, mask_column: as in `ProcessedImages`.
+
+    Raises:
+        ValueError: where the data set has no split that was named, nor 'validation' or 'test'.
     """
-    dataset = load_images(
-        args.dataset_name,
-        args.validation_dir,
-        split,
+    source = Source.of(args)
+    split = None if source is None else validation_split(args, source, ("validation", "test"), required=True)
+    dataset = load_images(source, args.validation_dir, split or "", **reading_options(args, args.max_eval_samples))
+    known = known_dataset(args.dataset_name)
+    images = ProcessedImages(
+        dataset,
+        v.processor,
+        v.config,
         args.image_column_name,
-        args.on_bad_image,
-        args.pixel_range,
+        args.label_column_name,
+        mask_dir=mask_dir,
+        mask_column=mask_column,
+        region_values=known.region_values if known and mask_column == known.mask_column else None,
+        pixel_range=args.pixel_range,
     )
-    columns = args.image_column_name, args.label_column_name
-    images = ProcessedImages(dataset, v.processor, v.config, *columns, mask_dir=mask_dir, pixel_range=args.pixel_range)
     assert images.labels is not None  # `ProcessedImages` was given the config
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     names = image_names(dataset, args.image_column_name)

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data.processors import Box
+from ..data.geometry import Geometry
 
 COLORMAP = matplotlib.colormaps["RdBu_r"]
 
@@ -33,13 +33,16 @@ _MARK = "salvage_hf"
 _EXIF_SOFTWARE = 0x0131  # the tag for the name of the program that made a picture
 
 
-def overlay(picture: Image.Image, attributions: np.ndarray, box: Box | None = None, limit: float | None = None):
+def overlay(
+    picture: Image.Image, attributions: np.ndarray, geometry: Geometry | None = None, limit: float | None = None
+) -> Image.Image:
     """A map over a picture, in the picture's size: red patches speak for the class, blue ones against it.
 
     Args:
         picture: the original, in any size.
         attributions: [rows, columns], the map of one class.
-        box: the part of the picture that the map covers, all of it when None; the rest is drawn pale.
+        geometry: where the map lies in the picture, over all of it when None; what the map does not show of the picture
+            is drawn pale.
         limit: the absolute value that is drawn in full colour; the map's own largest when None.
 
     Raises:
@@ -47,14 +50,18 @@ def overlay(picture: Image.Image, attributions: np.ndarray, box: Box | None = No
     """
     if not np.isfinite(attributions).all():
         raise ValueError("attributions have values that are NaN or infinite")
-    left, top, right, bottom = box or (0, 0, *picture.size)
+    whole = (0.0, 0.0, float(picture.width), float(picture.height))
+    box, seen = geometry or Geometry(whole, whole)
+    left, top, right, bottom = (round(edge) for edge in box)
     size = max(1, right - left), max(1, bottom - top)  # the box of a thin picture may be less than a pixel wide
     limit = limit or float(np.abs(attributions).max()) or 1.0
     grid = Image.fromarray((attributions / limit).clip(-1, 1).astype(np.float32))
     canvas = Image.new("F", picture.size, float("nan"))
     canvas.paste(grid.resize(size, Image.Resampling.BILINEAR), (left, top))
     values = np.asarray(canvas)
-    inside = ~np.isnan(values)[..., None]
+    x, y = np.arange(picture.width) + 0.5, np.arange(picture.height)[:, None] + 0.5
+    is_seen = (x > seen[0]) & (x < seen[2]) & (y > seen[1]) & (y < seen[3])
+    inside = (is_seen & ~np.isnan(values))[..., None]
     values = np.nan_to_num(values)
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
     opacity = (0.1 + 0.65 * np.abs(values))[..., None]

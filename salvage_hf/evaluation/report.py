@@ -10,6 +10,7 @@ from jinja2 import Environment  # torch brings it along
 from ..arguments import arg, check_arguments
 from ..files import locked, remove_leftovers, write_bytes
 from ..logs import show_log
+from ..recipes import write_recipe
 from . import plots
 from .reading import read_ablation, read_benchmark
 from .report_sections import Section, ablation_sections, benchmark_sections, file_name
@@ -47,6 +48,7 @@ def write_report(args: ReportArguments) -> Path:
     show_log()
     with locked(args.output_dir, "scripts/report.py"):
         folder = Path(args.output_dir)
+        write_recipe(folder, "scripts/report.py", args)
         for kind in ("tables", "figures"):
             (folder / kind).mkdir(exist_ok=True)
             remove_leftovers(folder / kind)

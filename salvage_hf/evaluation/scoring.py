@@ -131,7 +131,7 @@ class Scorer:
     def _columns(self, wanted_ids: dict[Family, torch.Tensor]) -> set[str]:
         """The columns that a finished method has."""
         families: list[Family] = [family for family, ids in wanted_ids.items() if len(ids)]
-        families += ["region"] if self.args.mask_dir is not None else []
+        families += ["region"] if self.args.has_regions else []
         kept = {column for family in families for score in scores_of_family(family) for column in score.kept}
         return {"attributions", "seconds", "forwards", *kept}
 

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..arguments import PRIVATE, names_with
+from ..data.registry import repository_of
 from ..objectives import OBJECTIVES
 from ..pretrained import hub_name, public_name
 from .publishing import repository_name
@@ -33,7 +34,7 @@ def write_explainer_card(
     scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
     repository = repository_name(args.hub_model_id, args.output_dir)
     title = repository.split("/")[-1]
-    hub_dataset = hub_name(args.dataset_name)
+    hub_dataset = None if args.dataset_dir else hub_name(repository_of(args.dataset_name))
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",

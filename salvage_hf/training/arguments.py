@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..arguments import MAY_CHANGE, PRIVATE, AtLeast, ImageArguments, arg, check_arguments
+from ..arguments import MAY_CHANGE, NOT_IN_RECIPE, PRIVATE, AtLeast, ImageArguments, arg
 
 
 @dataclass
@@ -14,6 +14,7 @@ class LoopArguments(ImageArguments):
         "outputs", "The folder for the best model, the last one (last/) and checkpoints (step_N/)."
     )
     train_dir: Annotated[str | None, PRIVATE] = arg(None, "A folder of training images, one sub-folder per class.")
+    train_split_name: str = arg("train", "The split of the data set that trains.")
     train_val_split: float = arg(
         0.05,
         "The share of the training images that validates, where there is neither --validation_dir nor a validation "
@@ -39,7 +40,7 @@ class LoopArguments(ImageArguments):
         500, "Optimizer steps between checkpoints, or 'epoch'; the last step always writes one."
     )
     checkpoints_total_limit: Annotated[int, AtLeast(1), MAY_CHANGE] = arg(2, "How many checkpoints are kept.")
-    resume_from_checkpoint: Annotated[str | None, MAY_CHANGE, PRIVATE] = arg(
+    resume_from_checkpoint: Annotated[str | None, MAY_CHANGE, PRIVATE, NOT_IN_RECIPE] = arg(
         None,
         "Continue from this checkpoint folder, or from the 'latest' one in --output_dir, where there is one: otherwise "
         "the run begins anew.",
@@ -62,7 +63,7 @@ class LoopArguments(ImageArguments):
     hub_model_id: Annotated[str | None, MAY_CHANGE] = arg(
         None, "The repository to upload to; named like --output_dir when not given."
     )
-    hub_token: Annotated[str | None, MAY_CHANGE, PRIVATE] = arg(None, "The token for the upload.")
+    hub_token: Annotated[str | None, MAY_CHANGE, PRIVATE, NOT_IN_RECIPE] = arg(None, "The token for the upload.")
 
     def __post_init__(self):
         steps = self.checkpointing_steps
@@ -70,6 +71,6 @@ class LoopArguments(ImageArguments):
             if not steps.isdigit():
                 raise ValueError(f"checkpointing_steps={steps!r} is neither a number of steps nor 'epoch'")
             self.checkpointing_steps = int(steps)
-        check_arguments(self)
+        super().__post_init__()
         if not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")

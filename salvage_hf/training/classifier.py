@@ -21,7 +21,6 @@ from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
 from .images import content_of, load_splits, processed_images
 from .loop import fit
-from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
 
 
@@ -52,6 +51,7 @@ class ClassifierTask(Task):
     """A classifier learns the labels of images; with `mask_patches`, from a random part of their patches."""
 
     best_metric = "score"
+    script = "scripts/train_classifier.py"
 
     def __init__(self, args: ClassifierArguments, accelerator: Accelerator):
         self.args, self.accelerator = args, accelerator
@@ -134,12 +134,9 @@ class ClassifierTask(Task):
         self.processor.save_pretrained(folder)
 
 
-@with_found_batch_size
 def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
     """Fine-tunes a classifier (section 5.1), writes it with its processor to `output_dir`, and returns its scores."""
-    accelerator = make_accelerator(args)
-    with output_folder(args, accelerator):
-        return fit(ClassifierTask(args, accelerator), args, accelerator)
+    return fit(ClassifierTask, args)
 
 
 def class_names(dataset, args: ClassifierArguments) -> list[str]:

@@ -27,7 +27,6 @@ from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
 from .images import content_of, load_splits, name_of, processed_images
 from .loop import fit
-from .setup import make_accelerator, output_folder, with_found_batch_size
 from .task import Task
 
 #: Subsets per image on which the loss is validated.
@@ -98,6 +97,7 @@ class ExplainerTask(Task):
     """An explainer learns what a frozen classifier predicts from partial images."""
 
     best_metric = "srg"
+    script = "scripts/train.py"
 
     def __init__(self, args: ExplainerArguments, accelerator: Accelerator):
         self.args, self.accelerator, self.objective = args, accelerator, OBJECTIVES[args.objective]
@@ -221,7 +221,6 @@ class ExplainerTask(Task):
         cards.write_explainer_card(folder, self.args, model.config, results, *num_images)
 
 
-@with_found_batch_size
 def train_explainer(args: ExplainerArguments, task: type[ExplainerTask] = ExplainerTask) -> dict[str, Any]:
     """Trains an explainer (sections 4 and 5.1), writes it to `output_dir`, and returns its scores.
 
@@ -229,9 +228,7 @@ def train_explainer(args: ExplainerArguments, task: type[ExplainerTask] = Explai
         args: the arguments of the run.
         task: the class of the task; a subclass can measure the parts of a step.
     """
-    accelerator = make_accelerator(args)
-    with output_folder(args, accelerator):
-        return fit(task(args, accelerator), args, accelerator)
+    return fit(task, args)
 
 
 def draw_subsets(args: ExplainerArguments, scores: torch.Tensor, ids: torch.Tensor, step: int) -> torch.Tensor:

@@ -3,24 +3,25 @@
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset, get_dataset_split_names
+from datasets import Dataset
 
 from ..data.cached_images import CachedImages
 from ..data.images import ProcessedImages, content_digest
-from ..data.loading import image_name, load_images
+from ..data.loading import image_name, load_images, reading_options
+from ..data.sources import Source, validation_split
 from ..files import digest
 from .arguments import LoopArguments
 
 
 def load_splits(args: LoopArguments) -> tuple[Dataset, Dataset]:
     """Training and validation images, as the arguments say."""
-    options: dict[str, Any] = {"image_column": args.image_column_name, "on_bad_image": args.on_bad_image}
-    options["pixel_range"] = args.pixel_range
-    train = load_images(args.dataset_name, args.train_dir, **options)
+    source = Source.of(args)
+    options = reading_options(args, args.max_eval_samples)
+    train = load_images(source, args.train_dir, args.train_split_name, **reading_options(args, args.max_train_samples))
     if args.validation_dir:
         validation = load_images(folder=args.validation_dir, **options)
-    elif args.dataset_name and "validation" in get_dataset_split_names(args.dataset_name):
-        validation = load_images(args.dataset_name, split="validation", **options)
+    elif source is not None and (split := validation_split(args, source, ("validation",))) is not None:
+        validation = load_images(source, split=split, **options)
     else:
         parts = train.train_test_split(test_size=args.train_val_split, seed=args.seed)
         train, validation = parts["train"], parts["test"]

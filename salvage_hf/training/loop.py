@@ -8,7 +8,7 @@ processes.
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,7 @@ from ..data.cached_images import image_loader
 from ..data.images import ProcessedImages
 from ..files import LOCK, write_bytes
 from ..hub.publishing import push_model, repository_name
+from ..recipes import RECIPE, write_recipe
 from .arguments import LoopArguments
 from .checkpoints import (
     checkpoint_to_resume,
@@ -34,7 +35,7 @@ from .checkpoints import (
     save_checkpoint,
     save_last,
 )
-from .setup import TRACKER_LOGS
+from .setup import TRACKER_LOGS, make_accelerator, output_folder, with_found_batch_size
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -43,25 +44,33 @@ logger = logging.getLogger(__name__)
 LOGGING_STEPS = 10
 
 
-def fit(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, Any]:
-    """Trains the model of a task; writes its best and last state, and checkpoints on the way.
+def fit(task: Callable[[Any, Accelerator], Task], args: LoopArguments) -> dict[str, Any]:
+    """Trains the model of a task; writes its best and last state, checkpoints on the way, and the recipe.
 
     Args:
-        task: what is learned.
-        args: how long, how fast, and what is kept.
-        accelerator: what `make_accelerator` returned.
+        task: makes what is learned, from the arguments and the accelerator.
+        args: the arguments of the run.
 
     Returns:
         Results of the best step, and under "history" what was measured on the way.
     """
-    return _TrainingRun(task, args, accelerator).run()
+
+    def train(fitting: LoopArguments) -> dict[str, Any]:
+        accelerator = make_accelerator(fitting)
+        with output_folder(fitting, accelerator):
+            return _TrainingRun(task(fitting, accelerator), fitting, accelerator, recipe=args).run()
+
+    return with_found_batch_size(train, args)
 
 
 class _TrainingRun:
-    """A training run: what accelerate has prepared, and how far it has come."""
+    """A training run: what accelerate has prepared, and how far it has come.
 
-    def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
-        self.task, self.args, self.accelerator = task, args, accelerator
+    `recipe` is what was asked for, where `args` may have smaller batches.
+    """
+
+    def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator, recipe: LoopArguments):
+        self.task, self.args, self.accelerator, self.recipe = task, args, accelerator, recipe
         self.output_dir = Path(args.output_dir)
         contents = [task.made_with() if accelerator.is_main_process else {}]
         self.made_with: dict[str, str] = broadcast_object_list(contents)[0]
@@ -121,6 +130,8 @@ class _TrainingRun:
                 raise ValueError(
                     f"the checkpoint is of step {self.progress['step']}, after the last one, {self.max_steps}"
                 )
+        # Now: a run that is killed has it too, and one that was refused leaves what lies beside the earlier results.
+        write_recipe(self.output_dir, self.task.script, self.recipe, accelerator=self.accelerator)
         hidden = not self.accelerator.is_main_process
         self.bar = tqdm(total=self.max_steps, initial=self.progress["step"], disable=hidden, desc="Training")
         epoch, steps_done = divmod(self.progress["step"], self.steps_per_epoch)
@@ -132,9 +143,9 @@ class _TrainingRun:
 
     def _run_epoch(self, epoch: int, steps_done: int) -> None:
         """One pass over the training images, without its first `steps_done` optimizer steps."""
-        self.loader.set_epoch(epoch)
         skipped = steps_done * self.args.gradient_accumulation_steps
         batches = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
+        batches.set_epoch(epoch)  # after skipping: before accelerate 1.15 that began with the order of the first epoch
         for number, batch in enumerate(batches, start=epoch * len(self.loader) + skipped):
             self._learn_from(batch, number)
             if not self.accelerator.sync_gradients:
@@ -232,7 +243,7 @@ class _TrainingRun:
                     "removed or emptied while the run wrote to it; last/ holds the model of the last step"
                 )
             if self.args.push_to_hub:
-                left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*", f"{LOCK}*"]
+                left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*", f"{LOCK}*", RECIPE]  # paths of this machine
                 name = repository_name(self.args.hub_model_id, self.args.output_dir)
                 push_model(self.output_dir, name, self.args.hub_token, left_out)
         accelerator.wait_for_everyone()

@@ -1,7 +1,6 @@
 """What a run does before its first step: accelerator, folders, and a batch size that fits into memory."""
 
 import atexit
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,35 +69,30 @@ def output_folder(args: LoopArguments, accelerator: Accelerator) -> Iterator[Non
             ) from error
 
 
-def with_found_batch_size(train: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Decorator that gives a training function --auto_find_batch_size, by accelerate's own finder.
+def with_found_batch_size(train: Callable[[LoopArguments], dict[str, Any]], args: LoopArguments) -> dict[str, Any]:
+    """Calls a training function, with --auto_find_batch_size by accelerate's own finder.
 
     Smaller batch sizes divide the requested one, so that accumulation makes up for them exactly. The run starts again.
     """
+    if not args.auto_find_batch_size:
+        return train(args)
+    largest = first = args.per_device_train_batch_size
+    if folder := checkpoint_to_resume(args):  # start with the batch size that was found before
+        first = read_checkpoint(folder)["arguments"]["per_device_train_batch_size"]
+        first = first if largest % first == 0 else largest
+    else:  # 'latest' would find the checkpoints of the first attempt in the second one
+        args = replace(args, resume_from_checkpoint=None)
+    smaller = iter([size for size in range(first - 1, 0, -1) if largest % size == 0] + [0])
 
-    @functools.wraps(train)
-    def run(args: LoopArguments, **options: Any) -> dict[str, Any]:
-        if not args.auto_find_batch_size:
-            return train(args, **options)
-        largest = first = args.per_device_train_batch_size
-        if folder := checkpoint_to_resume(args):  # start with the batch size that was found before
-            first = read_checkpoint(folder)["arguments"]["per_device_train_batch_size"]
-            first = first if largest % first == 0 else largest
-        else:  # 'latest' would find the checkpoints of the first attempt in the second one
-            args = replace(args, resume_from_checkpoint=None)
-        smaller = iter([size for size in range(first - 1, 0, -1) if largest % size == 0] + [0])
+    def attempt(batch_size: int) -> dict[str, Any]:
+        if batch_size < largest:
+            logger.warning("Memory is short: per_device_train_batch_size=%d", batch_size)
+        fitting = replace(
+            args,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=min(batch_size, args.per_device_eval_batch_size),
+            gradient_accumulation_steps=args.gradient_accumulation_steps * (largest // batch_size),
+        )
+        return train(fitting)
 
-        def attempt(batch_size: int) -> dict[str, Any]:
-            if batch_size < largest:
-                logger.warning("Memory is short: per_device_train_batch_size=%d", batch_size)
-            fitting = replace(
-                args,
-                per_device_train_batch_size=batch_size,
-                per_device_eval_batch_size=min(batch_size, args.per_device_eval_batch_size),
-                gradient_accumulation_steps=args.gradient_accumulation_steps * (largest // batch_size),
-            )
-            return train(fitting, **options)
-
-        return find_executable_batch_size(attempt, first, lambda: next(smaller))()
-
-    return run
+    return find_executable_batch_size(attempt, first, lambda: next(smaller))()

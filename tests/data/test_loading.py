@@ -88,7 +88,7 @@ def test_a_column_without_images_is_refused(tmp_path):
     ("options", "message"),
     [
         ({}, "give either dataset_name or folder"),
-        ({"dataset_name": "a", "folder": "b"}, "give either dataset_name or folder, got 'a' and 'b'"),
+        ({"source": "a", "folder": "b"}, "give either dataset_name or folder, got 'a' and 'b'"),
         ({"folder": "nowhere"}, "'nowhere' is not a folder"),
         ({"folder": ""}, "'' is not a folder"),
         ({"folder": "nowhere", "on_bad_image": "ignore"}, "on_bad_image='ignore' is neither"),

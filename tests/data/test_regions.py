@@ -66,6 +66,14 @@ def test_a_region_is_the_same_however_it_is_written(tmp_path, rows, how, process
     assert np.array_equal(shown, region if processor is KEEP else region[2:18, 4:16])
 
 
+def test_padding_holds_no_region(tmp_path):
+    grey(np.full((20, 20), 255)).save(tmp_path / "mask.png")
+    pads = BitImageProcessor(do_resize=False, crop_size={"height": 24, "width": 30})
+    expected = np.zeros((24, 30), dtype=bool)
+    expected[2:22, 5:25] = True
+    assert np.array_equal(read_mask(tmp_path / "mask.png", pads, (24, 30), (20, 20)).numpy(), expected)
+
+
 def test_numbers_of_a_palette_mean_what_voc_means(tmp_path):
     numbers = np.zeros((20, 20), dtype=int)
     numbers[3:9, 3:9], numbers[4:8, 4:8], numbers[12:15, 2:18] = 255, 1, 3

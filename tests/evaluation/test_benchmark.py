@@ -6,6 +6,7 @@ import logging
 import shutil
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -407,6 +408,24 @@ def test_regions(arguments, mask_dir, tmp_path):
             else:
                 expected = upper.flatten()[pixels.flatten().argsort(descending=True)[:128]].float().mean()
             assert value == pytest.approx(expected.item(), abs=1e-4)
+    columns = {"image": results["ids"], "mask": results["ids"], "label": results["targets"]}
+    for name, folder in (("image", "images"), ("mask", "masks")):
+        columns[name] = [{"bytes": (tmp_path / folder / file).read_bytes(), "path": None} for file in results["ids"]]
+    features = {"image": datasets.Image(), "mask": datasets.Image(), "label": datasets.Value("int64")}
+    (tmp_path / "own").mkdir()
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(tmp_path / "own" / "test.parquet")
+    of_column = run_benchmark(
+        arguments(
+            methods=["random"],
+            dataset_name=str(tmp_path / "own"),
+            validation_dir=None,
+            mask_column_name="mask",
+            output_dir=str(tmp_path / "of column"),
+        )
+    )
+    places = [int(name) for name in of_column["ids"]]  # parquet images have no names
+    for score in ("rra", "rma"):
+        assert of_column["methods"]["random"][score] == [results["methods"]["random"][score][at] for at in places]
     one = tmp_path / "masks" / results["ids"][0]
     Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(one)
     with pytest.raises(ValueError, match=r"mask '.*' cannot be used: .* a region is white, the rest black"):

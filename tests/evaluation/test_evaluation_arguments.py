@@ -68,6 +68,16 @@ def test_values_of_another_type_are_refused(arguments, name):
         (BenchmarkArguments, {"mask_dir": ""}, "mask_dir must not be empty"),
         (
             BenchmarkArguments,
+            {"mask_dir": "a", "mask_column_name": "b"},
+            "give either mask_dir or mask_column_name, got 'a' and 'b'",
+        ),
+        (
+            BenchmarkArguments,
+            {"max_rank_samples": 0, "max_relative_samples": 0},
+            "nothing is scored: .* and no mask_dir or mask_column_name",
+        ),
+        (
+            BenchmarkArguments,
             {"dataset_name": "both"},
             "give either dataset_name or validation_dir, got 'both' and 'any'",
         ),

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from salvage_hf.data.geometry import Geometry
 from salvage_hf.evaluation.plots import (
     FORMATS,
     bars,
@@ -25,7 +26,8 @@ def test_overlay_keeps_the_picture_and_its_geometry():
     picture = Image.fromarray(np.full((40, 60, 3), 120, dtype=np.uint8))
     values = np.zeros((2, 2))
     values[0, 1], values[1, 0] = 1, -1
-    drawn = np.asarray(overlay(picture, values, box=(10, 0, 50, 40)), dtype=int)
+    box = (10.0, 0.0, 50.0, 40.0)
+    drawn = np.asarray(overlay(picture, values, Geometry(box, box)), dtype=int)
     assert drawn.shape == (40, 60, 3)
     red_minus_blue = drawn[..., 0] - drawn[..., 2]
     assert red_minus_blue[5, 45] > 40  # the upper right speaks for the class
@@ -35,9 +37,14 @@ def test_overlay_keeps_the_picture_and_its_geometry():
     assert (np.asarray(overlay(picture, np.zeros((2, 2)))) >= 0).all()  # a map of zeros is drawn too
 
 
-def test_a_box_beyond_the_picture():
-    picture = Image.new("RGB", (10, 10))
-    assert overlay(picture, np.ones((2, 2)), box=(-5, -5, 15, 15)).size == (10, 10)
+def test_a_map_beyond_the_picture_is_drawn_where_the_picture_is_seen():
+    """Half of the map lies in padding: some beyond the picture, some over a part that was cropped."""
+    picture = Image.fromarray(np.full((10, 20, 3), 120, dtype=np.uint8))
+    drawn = overlay(picture, np.ones((2, 2)), Geometry((-10.2, -5.0, 20.0, 15.0), (0.0, 0.0, 15.0, 10.0)))
+    assert drawn.size == (20, 10)
+    pixels = np.asarray(drawn, dtype=int)
+    assert (pixels[:, :15, 0] - pixels[:, :15, 2] > 40).all()
+    assert (pixels[:, 15:, 0] == pixels[:, 15:, 2]).all()
 
 
 def test_figures_are_pictures():
@@ -69,7 +76,7 @@ def test_a_map_that_is_not_finite_is_refused(value):
 
 @pytest.mark.parametrize("size", [(1, 500), (500, 1), (3, 900), (900, 3)])
 def test_long_and_thin_pictures_make_pictures_of_ordinary_size(size):
-    picture = overlay(Image.new("RGB", size), np.ones((2, 2)), box=(0, 0, *size))
+    picture = overlay(Image.new("RGB", size), np.ones((2, 2)), Geometry((0, 0, *size), (0, 0, *size)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         content = file_content(picture_grid([[("a", picture), ("b", picture)]]))

@@ -43,6 +43,7 @@ def test_the_hub_reads_the_scores_as_they_were_measured(write, objective, hits):
     ]
     assert card.data.base_model == "org/dinov2-pet"
     assert card.data.datasets == ["org/pets"]
+    assert write(dataset_name="pet")[0].data.datasets == ["timm/oxford-iiit-pet"]
     for name, value in scores.items():
         assert f"| {name} | {value:.4f} |" in card.text
         assert f"`{name}`" in card.text  # in the text that explains the score
@@ -50,6 +51,7 @@ def test_the_hub_reads_the_scores_as_they_were_measured(write, objective, hits):
 
 def test_local_images_are_called_so(write, tmp_path):
     local = [{"train_dir": str(tmp_path)}, {"dataset_name": str(tmp_path)}]
+    local += [{"dataset_name": "pet", "dataset_dir": str(tmp_path)}]
     for arguments in [*local, {"dataset_name": "org/pets", "validation_dir": str(tmp_path)}]:
         card, _ = write(**arguments)
         assert {result.dataset_type for result in card.data.eval_results} == {"imagefolder"}

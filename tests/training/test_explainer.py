@@ -19,6 +19,7 @@ from salvage_hf.data.loading import load_images
 from salvage_hf.files import LOCK
 from salvage_hf.keyed_random import KeyedGenerator
 from salvage_hf.objectives import OBJECTIVES
+from salvage_hf.recipes import RECIPE
 from salvage_hf.subsets import attribution_guided
 from salvage_hf.training.checkpoints import checkpoints
 from salvage_hf.training.explainer import ExplainerTask, all_patch_features, draw_subsets, train_explainer
@@ -52,7 +53,7 @@ def test_what_a_run_writes(straight):
     files = files_of(straight)
     model = {"config.json", "model.safetensors", "configuration_salvage.py", "modeling_salvage.py"}
     model |= {"preprocessor_config.json", "README.md"}
-    assert model <= files
+    assert model | {RECIPE} <= files
     assert {f"last/{name}" for name in model} <= files
     assert "These images chose the checkpoint" in (straight / "README.md").read_text()
     assert "which these images did not choose" in (straight / "last" / "README.md").read_text()
@@ -61,7 +62,6 @@ def test_what_a_run_writes(straight):
     assert not [name for name in files if "partial" in name or ".writable" in name]
 
 
-@pytest.mark.parametrize("folder", ["", "last"])
 def test_images_of_one_patch_are_trained_on(arguments, data, tmp_path, save_processor):
     shutil.copytree(data / "classifier", tmp_path / "classifier")
     save_processor(tmp_path / "classifier", 4)
@@ -153,6 +153,10 @@ def test_a_data_set_with_a_validation_split_is_validated_on_it(arguments, data, 
     own = {"train_dir": None, "validation_dir": None, "dataset_name": str(tmp_path / "dataset")}
     train, validation = load_splits(arguments(**own))
     assert (len(train), len(validation)) == (9, 5)
+    train, validation = load_splits(
+        arguments(**own, train_split_name="validation", validation_split_name="train", max_eval_samples=4)
+    )
+    assert (len(train), len(validation)) == (5, 4)
 
 
 def test_images_without_labels_train_for_the_predicted_class(arguments, data, tmp_path):
@@ -317,7 +321,7 @@ def test_a_loss_that_is_not_a_number_stops_before_anything_is_written(arguments,
     monkeypatch.setitem(OBJECTIVES, "salvage", broken)
     with pytest.raises(FloatingPointError, match="the loss is nan before step 1: lower --learning_rate"):
         train_explainer(arguments(checkpointing_steps=1, validation_steps=1))
-    assert files_of(tmp_path / "run") == {LOCK}
+    assert files_of(tmp_path / "run") == {LOCK, RECIPE}
 
 
 @pytest.mark.parametrize(

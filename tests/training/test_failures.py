@@ -10,6 +10,7 @@ from tiny_runs import CLASSES, make_arguments
 
 from salvage_hf import MaskedClassifier
 from salvage_hf.files import LOCK
+from salvage_hf.recipes import RECIPE
 from salvage_hf.training.explainer import ExplainerTask, train_explainer
 
 
@@ -40,7 +41,7 @@ def test_an_image_without_a_finite_prediction_is_named(arguments, monkeypatch, t
     message = rf"{told}: the classifier's predictions for image {name} are NaN or infinite"
     with pytest.raises(FloatingPointError, match=message):
         train_explainer(arguments(validation_steps=3, checkpointing_steps=3, max_train_steps=3), task=Task)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK, RECIPE}
 
 
 def test_a_classifier_with_weights_that_are_not_numbers_is_refused(data, tmp_path):

@@ -113,9 +113,9 @@ def test_a_run_killed_before_any_file_event_continues_bit_for_bit(short_argument
         resume_and_compare(short_arguments(copy), copy, whole)
 
 
-@pytest.mark.parametrize("number", range(1, 116, 1 if LONG_TESTS else 16))
+@pytest.mark.parametrize("number", range(1, 119, 1 if LONG_TESTS else 16))
 def test_a_full_disk_is_named_and_nothing_is_lost(short_arguments, recorded, tmp_path, number):
-    """Where space is made, the run goes on bit for bit. After event 115 the run only removes files."""
+    """Where space is made, the run goes on bit for bit. After event 118 the run only removes files."""
     whole, folder = recorded[0], tmp_path / "run"
     events = itertools.count(1)
     before = set()
