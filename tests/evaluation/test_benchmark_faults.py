@@ -71,7 +71,7 @@ def run(tiny_classifier, save_processor, tmp_path, monkeypatch):
 
 
 def content_of(folder):
-    """What the files of a benchmark hold, apart from times and what belongs to the lock."""
+    """What the files of a benchmark hold, apart from times, what belongs to the lock, and the name of the folder."""
     content = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")):
         name = str(path.relative_to(folder))
@@ -80,7 +80,7 @@ def content_of(folder):
         elif path.suffix == ".json":
             content[name] = json.loads(path.read_text())
         else:
-            content[name] = path.read_bytes()
+            content[name] = path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
     for entry in content.get("results.json", {}).get("methods", {}).values():
         del entry["seconds"]
     return content
