@@ -4,8 +4,8 @@ SRG (eq. 7) depends on the order of the patches alone. A map draws subsets as at
 (Algorithm 3): in one half its highest patches are shown before the others, in the other half its lowest. How much more
 the classifier believes in the class where a patch is shown than where it is not is the patch's effect among these
 subsets. To raise patches of high effect and to lower those of low effect is a step uphill on the SRG that such random
-orders have: the slope is the sum over the subsets of the prediction times the patch's membership, less the probability
-of its membership (the score-function estimator of Williams, 1992; exact for draws of maximum entropy, near for these).
+orders have. The slope is a sum over the subsets: a patch's membership, 1 or 0, less the probability of it, times the
+prediction (the score-function estimator of Williams, 1992; exact for draws of maximum entropy, near for these).
 
 Subsets are asked about in rounds, and each round is drawn by the map that the rounds before it have led to. Without
 subsets the map is the given one. The more there are, the less it counts, because the sum grows with them.

@@ -259,15 +259,17 @@ def ask(v: MaskedClassifier, explainer: Any, data: LoadedImages, seed: int = 0) 
 def rank(v: MaskedClassifier, explainer: Any, data: LoadedImages, seed: int) -> dict[str, torch.Tensor]:
     """SRG of the maps of the class that the classifier predicts: method -> float [I], of `RANKED_IMAGES` images."""
     scores: dict[str, list[torch.Tensor]] = {"explainer": [], "last_attention": [], "random": []}
-    for index in tqdm(data.chosen[:RANKED_IMAGES], desc="SRG"):
-        batch = data.images.batch([index])
+    methods = {name: attribution_methods.load(name, v, seed) for name in ("last_attention", "random")}
+    chosen = data.chosen[:RANKED_IMAGES]
+    for start in tqdm(range(0, len(chosen), _BATCH), desc="SRG"):
+        batch = data.images.batch(chosen[start : start + _BATCH])
         pixel_values = batch["pixel_values"].to(v.device)
         targets = _predicted(v, pixel_values)
         for name, found in scores.items():
             if name == "explainer":
                 maps = target_attributions(explainer(pixel_values).attributions, targets)
             else:
-                maps = attribution_methods.load(name, v, seed)(pixel_values, targets)
+                maps = methods[name](pixel_values, targets)
             found.append(rank_scores(v, pixel_values, maps, targets, seed, batch["ids"]).srg.cpu())
     return {name: torch.cat(found).double() for name, found in scores.items()}
 
