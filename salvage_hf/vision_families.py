@@ -7,6 +7,7 @@ one of these needs only an entry of `FAMILIES`.
 import copy
 import functools
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -114,16 +115,19 @@ def view_of(module: Module) -> Module:
     What is exchanged in the copy, and the hooks that it gets, do not reach the module. Methods that were set on the
     module itself, as accelerate sets `forward` for mixed precision and offloading, are bound to the copy.
     """
-    view = copy.copy(module)
+    # Neither the constructor nor `copy.copy`, which pickles: a view of a large model would take as long as a forward.
+    view = type(module).__new__(type(module))
+    attributes = vars(view)
     for name, value in vars(module).items():
+        attributes[name] = value
         if isinstance(value, dict):
-            vars(view)[name] = copy.copy(value)
+            attributes[name] = value.copy() if type(value) in (dict, OrderedDict) else copy.copy(value)
         elif isinstance(value, types.MethodType) and value.__self__ is module:
-            vars(view)[name] = types.MethodType(value.__func__, view)
+            attributes[name] = types.MethodType(value.__func__, view)
         elif isinstance(value, functools.partial) and any(argument is module for argument in value.args):
             arguments = (view if argument is module else argument for argument in value.args)
-            vars(view)[name] = functools.partial(value.func, *arguments, **value.keywords)
-    view._compiled_call_impl = None  # `Module.compile` has compiled the module, and not the copy
+            attributes[name] = functools.partial(value.func, *arguments, **value.keywords)
+    attributes["_compiled_call_impl"] = None  # `Module.compile` has compiled the module, and not the copy
     return view
 
 
@@ -141,30 +145,50 @@ def in_dtype(module: Module, dtype: torch.dtype) -> Module:
     def cast(tensor: Any) -> Any:
         return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
-    def change(view: nn.Module) -> None:
-        for tensors in (view._parameters, view._buffers):
-            tensors.update({name: cast(tensor) for name, tensor in tensors.items()})
+    def changes(part: nn.Module) -> dict[str, Any]:
+        registries = {"_parameters": part._parameters, "_buffers": part._buffers}
+        return {
+            name: {key: cast(tensor) for key, tensor in registry.items()}
+            for name, registry in registries.items()
+            if registry
+        }
 
-    return _changed(module, change)
+    return _changed(module, changes)
 
 
 def with_attention(model: Module, implementation: str) -> Module:
     """A view of a model whose attention is another function of transformers' `AttentionInterface`."""
+    changed: dict[int, PreTrainedConfig] = {}  # the parts share their config
 
-    def change(view: nn.Module) -> None:
-        config = vars(view).get("config")
-        if isinstance(config, PreTrainedConfig):
-            config = vars(view)["config"] = copy.copy(config)
-            config._attn_implementation = implementation
+    def changes(part: nn.Module) -> dict[str, Any]:
+        config = vars(part).get("config")
+        if not isinstance(config, PreTrainedConfig):
+            return {}
+        if id(config) not in changed:
+            changed[id(config)] = copy.copy(config)
+            changed[id(config)]._attn_implementation = implementation
+        return {"config": changed[id(config)]}
 
-    return _changed(model, change)
+    return _changed(model, changes)
 
 
-def _changed(module: Module, change: Callable[[nn.Module], None]) -> Module:
-    """A view of a module and of all its parts, each of which a function has changed."""
+def _changed(module: Module, changes: Callable[[nn.Module], dict[str, Any]]) -> Module:
+    """A view of a module in which some attributes of it and of its parts are exchanged.
+
+    Parts in which nothing changes are the module's own.
+
+    Args:
+        module: the module.
+        changes: a part -> the attributes that its view has in place of the part's.
+    """
+    attributes = changes(module)
+    parts = {name: _changed(part, changes) for name, part in module._modules.items() if part is not None}
+    exchanged = {name: part for name, part in parts.items() if part is not module._modules[name]}
+    if not attributes and not exchanged:
+        return module
     view = view_of(module)
-    change(view)
-    view._modules.update({name: _changed(part, change) for name, part in module._modules.items() if part is not None})
+    vars(view).update(attributes)
+    view._modules.update(exchanged)
     return view
 
 

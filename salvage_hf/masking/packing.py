@@ -6,6 +6,7 @@ computes the attention of them all; elsewhere each length takes one call.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 
 import torch
@@ -117,12 +118,17 @@ _OF_SINGLE_TOKENS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Module
 _PLAIN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
+#: Attributes of transformers' and torch's modules: how much of their input they drop at random in training mode, and
+#: whether they compute their forward again in the backward pass.
+_CHANGED_BY_TRAINING = ("p", "drop_prob", "attention_dropout", "gradient_checkpointing")
+
+
 def can_be_packed(classifier: PreTrainedModel) -> bool:
     """Whether no part of a classifier can look at rows of its own: then packing them changes no result.
 
     All that tokens pass after they are embedded must be as transformers and torch have written it, without hooks, with
-    plain attention, and in eval mode, because dropped paths and attention weights are drawn per row. The head sees
-    each row as a row either way.
+    plain attention, and without dropout in training mode, because dropped paths and attention weights are drawn per
+    row. The head sees each row as a row either way.
     """
     base_model = classifier.base_model
     passed = (part.modules() for name, part in base_model.named_children() if name != "embeddings")
@@ -130,7 +136,9 @@ def can_be_packed(classifier: PreTrainedModel) -> bool:
 
 
 def _leaves_rows_alone(module: nn.Module) -> bool:
-    if module.training or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    if module.training and any(getattr(module, name, 0) for name in _CHANGED_BY_TRAINING):
+        return False
+    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
         return False
     if type(module) in _OF_SINGLE_TOKENS:
         return True
@@ -141,39 +149,55 @@ def _leaves_rows_alone(module: nn.Module) -> bool:
     return config is None or config._attn_implementation in _PLAIN_ATTENTION
 
 
-def packed_logits(
-    classifier: PreTrainedModel, family: VisionFamily, tokens: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """The logits of rows of tokens.
+class PackedClassifier:
+    """A view of a classifier that takes rows of tokens in one sequence.
 
     Args:
         classifier: one that `can_be_packed`.
         family: its family.
-        tokens: [T, D], the embedded tokens of all rows, one row after the other, each with its prefix tokens first.
-        lengths: int64 [R] on the CPU, the tokens of each row, in ascending order.
-
-    Returns:
-        [R, K]
     """
-    rows = PackedRows(lengths, family.num_prefix_tokens(classifier.config), tokens.device)
-    view = with_attention(on_tokens(classifier), PACKED_ATTENTION)
-    path = classifier.base_model_prefix
-    view = with_submodule(view, path, _OfPackedRows(view.get_submodule(path), rows, family.pools_patches))
-    logits = view(tokens[None], output_attentions=False, output_hidden_states=False).logits
-    if rows.num_attentions != len(family.block_list(classifier)):
-        raise RuntimeError(
-            f"{rows.num_attentions} of {len(family.block_list(classifier))} blocks took their attention from "
-            "transformers' AttentionInterface; the others compute it in a way that masking='drop' does not know"
-        )
-    return logits
+
+    def __init__(self, classifier: PreTrainedModel, family: VisionFamily):
+        self.family, self.num_prefix = family, family.num_prefix_tokens(classifier.config)
+        self.num_blocks, self.dtype = len(family.block_list(classifier)), classifier.dtype
+        view, path = with_attention(on_tokens(classifier), PACKED_ATTENTION), classifier.base_model_prefix
+        self.base_model = _OfPackedRows(view.get_submodule(path), family.pools_patches)
+        self.view = with_submodule(view, path, self.base_model)
+
+    def logits(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The logits [R, K] of rows of tokens.
+
+        Args:
+            tokens: [T, D], the embedded tokens of all rows, one row after the other, each with its prefix tokens first.
+            lengths: int64 [R] on the CPU, the tokens of each row, in ascending order.
+        """
+        rows = self.base_model.rows = PackedRows(lengths, self.num_prefix, tokens.device)
+        with self._precision(tokens):
+            logits = self.view(tokens[None], output_attentions=False, output_hidden_states=False).logits
+        if rows.num_attentions != self.num_blocks:
+            raise RuntimeError(
+                f"{rows.num_attentions} of {self.num_blocks} blocks took their attention from transformers' "
+                "AttentionInterface; the others compute it in a way that masking='drop' does not know"
+            )
+        return logits
+
+    def _precision(self, tokens: torch.Tensor):
+        """Without autocast where weights and tokens have its type already.
+
+        It would write every norm's result in float32, for layers that round it to that type again.
+        """
+        is_half = tokens.dtype in (torch.float16, torch.bfloat16) and self.dtype == tokens.dtype
+        return torch.autocast(tokens.device.type, enabled=False) if is_half else nullcontext()
 
 
 class _OfPackedRows(nn.Module):
     """Stands in the place of a base model, and gives the head what it reads of each row as a batch of rows."""
 
-    def __init__(self, base_model: nn.Module, rows: PackedRows, pools_patches: bool):
+    rows: PackedRows  # set before each forward
+
+    def __init__(self, base_model: nn.Module, pools_patches: bool):
         super().__init__()
-        self.base_model, self.rows, self.pools_patches = base_model, rows, pools_patches
+        self.base_model, self.pools_patches = base_model, pools_patches
 
     def forward(self, tokens: torch.Tensor, *args, **kwargs) -> BaseModelOutputWithPooling:
         outputs = self.base_model(tokens, packed_rows=self.rows, output_attentions=False, output_hidden_states=False)

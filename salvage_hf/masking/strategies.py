@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from ..tensors import two_sides
 from ..vision_families import FAMILIES, VisionFamily, embeddings_of, on_tokens
-from .packing import can_be_packed, packed_logits
+from .packing import PackedClassifier, can_be_packed
 
 
 @dataclass(frozen=True)
@@ -161,15 +161,15 @@ class DropTokens(_OnTokens):
         rows, image_of_row = subsets.flatten(0, 1), _image_of_row(subsets)  # [B * M, N], [B * M]
         sizes, by_size = rows.sum(dim=-1).sort(stable=True)
         lengths = sizes.cpu() + num_prefix
-        packed = can_be_packed(classifier)
-        counts = _rows_per_forward(lengths, chunk_size, of_one_length=not packed)
+        packed = PackedClassifier(classifier, self.family) if can_be_packed(classifier) else None
+        counts = _rows_per_forward(lengths, chunk_size, of_one_length=packed is None)
         outputs = []
         for part, part_lengths in zip(by_size.split(counts), lengths.split(counts), strict=True):
             seen = nn.functional.pad(rows[part], (num_prefix, 0), value=True)  # [rows, P + N]
             row, token = seen.nonzero().unbind(dim=1)
             packed_tokens = tokens[image_of_row[part][row], token]  # [T, D], one row after the other
             if packed:
-                outputs.append(packed_logits(classifier, self.family, packed_tokens, part_lengths))
+                outputs.append(packed.logits(packed_tokens, part_lengths))
             else:
                 outputs.append(self._logits_of_one_length(classifier, packed_tokens.unflatten(0, (len(part), -1))))
         # The outputs are sorted by size: put them back into the order of the rows.

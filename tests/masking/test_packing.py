@@ -25,12 +25,13 @@ def packed_calls(monkeypatch):
     """The lengths of the rows of every packed forward."""
     calls = []
 
-    def counting(classifier, family, tokens, lengths):
-        calls.append(lengths.tolist())
-        assert len(tokens) == lengths.sum()
-        return packing.packed_logits(classifier, family, tokens, lengths)
+    class Counting(packing.PackedClassifier):
+        def logits(self, tokens, lengths):
+            calls.append(lengths.tolist())
+            assert len(tokens) == lengths.sum()
+            return super().logits(tokens, lengths)
 
-    monkeypatch.setattr(strategies, "packed_logits", counting)
+    monkeypatch.setattr(strategies, "PackedClassifier", Counting)
     return calls
 
 
@@ -257,11 +258,37 @@ def test_a_class_that_is_given_another_forward_is_not_packed(tiny_classifier, mo
     assert not can_be_packed(classifier)
 
 
-def test_a_single_block_in_training_mode_is_not_packed(tiny_classifier):
+@pytest.mark.parametrize("dropout", [{"attention_probs_dropout_prob": 0.1}, {"hidden_dropout_prob": 0.1}])
+@pytest.mark.parametrize("family", ["dinov2", "vit"])
+def test_a_single_block_with_dropout_in_training_mode_is_not_packed(tiny_classifier, family, dropout):
     """As for dropout at test time, which draws attention weights per row."""
+    classifier = tiny_classifier(family, **dropout)
+    assert can_be_packed(classifier)
+    FAMILIES[family].block_list(classifier)[1].train()
+    assert can_be_packed(classifier) == (family == "dinov2" and "hidden_dropout_prob" in dropout)  # it has no such part
+
+
+def test_checkpointed_blocks_are_not_packed(tiny_classifier):
     classifier = tiny_classifier()
-    FAMILIES["dinov2"].block_list(classifier)[1].train()
-    assert not can_be_packed(classifier)
+    classifier.gradient_checkpointing_enable()
+    assert can_be_packed(classifier)
+    assert not can_be_packed(classifier.train())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fine_tuning_has_the_gradients_of_each_row_alone(tiny_classifier, images, packed_calls, family):
+    v, pixel_values, subsets = masked(tiny_classifier(family)), images(2), random_subsets(2, 9)
+    v.train()
+    weights = torch.randn(2, 9, v.num_labels, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for logits in (lambda: v(pixel_values, subsets), lambda: row_by_row(v, pixel_values, subsets)):
+        v.zero_grad()
+        (logits() * weights).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in v.named_parameters() if p.grad is not None})
+    assert len(packed_calls) == 1
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_dropped_paths_are_drawn_per_row(tiny_classifier):
