@@ -142,7 +142,6 @@ class SalvageConfig(PretrainedConfig):
         backbone_config = _checked_backbone(backbone_config)
         self.backbone_config = backbone_config
         self.patch_size = backbone_config.patch_size if patch_size is None else patch_size
-        _check_size("patch_size", self.patch_size)
         self.channel_map = _checked_channel_map(channel_map, backbone_config.num_channels)
         if head_hidden_size is None:
             head_hidden_size = backbone_config.hidden_size
@@ -159,7 +158,8 @@ class SalvageConfig(PretrainedConfig):
         self.logit_temperature = logit_temperature
         self.initializer_range = initializer_range
         self.explained_classifier = explained_classifier
-        for name in ("head_hidden_size", "head_num_layers", "head_num_attention_heads", "head_mlp_ratio"):
+        sizes = ("patch_size", "head_hidden_size", "head_num_layers", "head_num_attention_heads", "head_mlp_ratio")
+        for name in sizes:
             _check_size(name, getattr(self, name))
         if self.head_hidden_size % self.head_num_attention_heads:
             raise ValueError(

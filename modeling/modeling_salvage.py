@@ -219,8 +219,8 @@ class SalvageModel(SalvagePreTrainedModel):
                 raise TypeError(f"{name} must be a model of transformers, got {type(model).__name__}")
         if backbone.config.model_type not in BACKBONES:
             raise ValueError(
-                f"backbone is a {type(backbone).__name__} (model type {backbone.config.model_type!r}); needed is one of "
-                f"the types {', '.join(BACKBONES)}"
+                f"backbone is a {type(backbone).__name__} (model type {backbone.config.model_type!r}); needed is one "
+                f"of the types {', '.join(BACKBONES)}"
             )
         backbone_config = copy.deepcopy(backbone.config)
         backbone_config.num_labels = 2  # the default: the explainer's own config has the labels

@@ -4,6 +4,7 @@ Letters: B images, M subsets per image, N patches, K classes, S a subset (True w
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -89,6 +90,12 @@ class MaskedClassifier(nn.Module):
         if image_size is None and states_size:
             image_size = getattr(config, "image_size", None)
         self.image_size = None if image_size is None else as_two_sides("image_size", image_size)
+        if patch_size is not None and self.image_size is not None and (side := math.gcd(*self.image_size)) % patch_size:
+            fitting = ", ".join(str(number) for number in range(2, side + 1) if side % number == 0)
+            raise ValueError(
+                f"patch_size={patch_size} does not divide the images, which have {self.image_size[0]} x "
+                f"{self.image_size[1]} pixels; sides that do are {fitting or 1}"
+            )
         self._chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
         self.mixed_precision = one_of("mixed_precision", mixed_precision, _DTYPES)
         self.classifier, self.masking, self.processor = classifier.eval(), masking, processor
