@@ -208,6 +208,13 @@ def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tenso
     return model(pixel_values, **options_of_size(model, pixel_values)).logits
 
 
+def interpolating(classifier: PreTrainedModel) -> PreTrainedModel:
+    """A view of a vision transformer with fixed positions that interpolates them for images of any size."""
+    return with_submodule(
+        classifier, f"{classifier.base_model_prefix}.embeddings", _Interpolating(embeddings_of(classifier))
+    )
+
+
 def on_tokens(classifier: PreTrainedModel) -> PreTrainedModel:
     """A view of a vision transformer that takes embedded tokens [B, P + N, D] where it took pixels."""
     tokens_as_input = _TokensAsInput(embeddings_of(classifier))
@@ -222,6 +229,17 @@ def freeze_mask_token(base_model: Any) -> None:
     for name, parameter in base_model.named_parameters():
         if name == "embeddings.mask_token":
             parameter.requires_grad_(False)
+
+
+class _Interpolating(nn.Module):
+    """Replaces a model's embeddings by the same ones, with their positions interpolated."""
+
+    def __init__(self, embeddings: nn.Module):
+        super().__init__()
+        self.embeddings, self.patch_embeddings = embeddings, embeddings.patch_embeddings  # ViT reads the latter's dtype
+
+    def forward(self, pixel_values: torch.Tensor, **options) -> torch.Tensor:
+        return self.embeddings(pixel_values, **{**options, "interpolate_pos_encoding": True})
 
 
 class _TokensAsInput(nn.Module):

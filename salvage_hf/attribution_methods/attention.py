@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..masking import MaskedClassifier
-from ..vision_families import copy_sharing_weights, options_of_size
+from ..vision_families import copy_sharing_weights
 from .registry import Method, register
 
 
@@ -89,7 +89,6 @@ def _attention_maps(classifier: MaskedClassifier) -> Callable[[torch.Tensor], tu
         # in the classifier does not reach an older copy.
         model = copy_sharing_weights(classifier.classifier)
         model.set_attn_implementation("eager")
-        options = options_of_size(model, pixel_values)
-        return model(pixel_values, output_attentions=True, **options).attentions, classifier.num_prefix_tokens
+        return model(pixel_values, output_attentions=True).attentions, classifier.num_prefix_tokens
 
     return attentions

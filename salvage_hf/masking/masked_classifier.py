@@ -18,7 +18,15 @@ from ..data.processors import processed_size
 from ..pretrained import load_model, load_processor
 from ..targets import activation
 from ..tensors import described, is_dense, one_of, processed_images, whole_number
-from ..vision_families import FAMILIES, VisionFamily, execution_device, in_dtype, with_submodule
+from ..vision_families import (
+    FAMILIES,
+    VisionFamily,
+    execution_device,
+    in_dtype,
+    interpolating,
+    options_of_size,
+    with_submodule,
+)
 from .strategies import STRATEGIES, Embedded, Masking, as_two_sides, embed_tokens
 
 logger = logging.getLogger(__name__)
@@ -185,6 +193,15 @@ class MaskedClassifier(nn.Module):
         if types <= {torch.float32, torch.float64}:
             return self
         return with_submodule(self, "classifier", in_dtype(self.classifier, torch.float32))
+
+    def for_images(self, pixel_values: torch.Tensor) -> "MaskedClassifier":
+        """This classifier for whoever hands images [B, C, H, W] to `classifier` itself.
+
+        It is itself, unless its positions are for another size of images: then a copy, which interpolates them.
+        """
+        if self.family and self.family.fixed_positions and options_of_size(self.classifier, pixel_values):
+            return with_submodule(self, "classifier", interpolating(self.classifier))
+        return self
 
     @property
     def grid_size(self) -> tuple[int, int]:
