@@ -139,8 +139,7 @@ class SalvageConfig(PretrainedConfig):
         explained_classifier=None,
         **kwargs,
     ):
-        backbone_config = _checked_backbone(backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config = backbone_config = _checked_backbone(backbone_config)
         self.patch_size = backbone_config.patch_size if patch_size is None else patch_size
         self.channel_map = _checked_channel_map(channel_map, backbone_config.num_channels)
         if head_hidden_size is None:
