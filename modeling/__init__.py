@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .configuration_salvage import SalvageConfig
+from .configuration_salvage import BACKBONES, WITH_POOLER, SalvageConfig
 from .modeling_salvage import SalvageForImageClassification, SalvageModel, SalvageOutput
 
 AutoConfig.register("salvage", SalvageConfig, exist_ok=True)
@@ -12,4 +12,11 @@ SalvageConfig.register_for_auto_class()
 SalvageModel.register_for_auto_class("AutoModel")
 SalvageForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
-__all__ = ["SalvageConfig", "SalvageForImageClassification", "SalvageModel", "SalvageOutput"]
+__all__ = [
+    "BACKBONES",
+    "WITH_POOLER",
+    "SalvageConfig",
+    "SalvageForImageClassification",
+    "SalvageModel",
+    "SalvageOutput",
+]

@@ -8,6 +8,13 @@ from transformers import AutoConfig, PretrainedConfig
 #: of them takes all memory.
 LARGEST_SIZE, MOST_PATCHES = 100_000, 500
 
+#: The vision transformers of transformers that an explainer's backbone can be: their tokens are patches of one size.
+BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "beit")
+
+#: Those with a pooler, which explainers leave out. Their learned positions fit images of the configured size, and are
+#: interpolated for others.
+WITH_POOLER = ("vit", "deit", "beit")
+
 
 def _check_size(name, value):
     """Raises ValueError where a size is no whole number from 1 to `LARGEST_SIZE`."""
@@ -46,6 +53,8 @@ def _checked_backbone(config):
             raise ValueError(f"backbone_config is no config of a known model: {_shown(error)}") from error
     else:
         config = copy.deepcopy(config)
+    if config.model_type not in BACKBONES:
+        raise ValueError(f"backbone_config must be of one of {', '.join(BACKBONES)}, got {_shown(config.model_type)}")
     config.name_or_path = ""  # a local path must not reach the Hub
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "num_channels"):
         _check_size(name, getattr(config, name, None))
@@ -59,6 +68,25 @@ def _checked_backbone(config):
     return config
 
 
+def _checked_channel_map(channel_map, num_channels):
+    """A channel map as rows of floats, or None; ValueError where it is none for a backbone of `num_channels`."""
+    if channel_map is None:
+        return None
+    rows = channel_map if isinstance(channel_map, (list, tuple)) else []
+    lengths = {len(row) if isinstance(row, (list, tuple)) else 0 for row in rows}
+    numbers = [number for row in rows if isinstance(row, (list, tuple)) for number in row]
+    are_finite = all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < float("inf")
+        for number in numbers
+    )
+    if len(rows) != num_channels or len(lengths) != 1 or min(lengths) < 2 or not are_finite:
+        raise ValueError(
+            f"channel_map must be {num_channels} rows, a channel of the backbone each, of a finite number per channel "
+            f"of the image and one more, got {_shown(channel_map)}"
+        )
+    return [[float(number) for number in row] for row in rows]
+
+
 class SalvageConfig(PretrainedConfig):
     """Configuration of `SalvageModel` and `SalvageForImageClassification`.
 
@@ -66,8 +94,13 @@ class SalvageConfig(PretrainedConfig):
     model explains one sigmoid output, otherwise a softmax over the labels.
 
     Args:
-        backbone_config: configuration of the DINOv2 encoder, with or without registers, as an object or a dict.
+        backbone_config: configuration of the backbone, a vision transformer of `BACKBONES`, as an object or a dict.
             Defaults to DINOv2 ViT-B/14 with registers, the paper's backbone.
+        patch_size: side in pixels of the patches that are explained, in the images that the model is given; the
+            backbone's when None. Where both differ, the model resizes images so that one becomes the other.
+        channel_map: what makes the backbone's channels from those of an image, where they are normalised by other
+            numbers: for each channel of the backbone a factor per channel of the image, and what is added to their
+            sum. None leaves them as they are.
         head_hidden_size: width of the mask transformer; the backbone's hidden size when None.
         head_num_layers: layers of the mask transformer (Segmenter uses 2).
         head_num_attention_heads: attention heads of a layer; the backbone's number when None.
@@ -93,6 +126,8 @@ class SalvageConfig(PretrainedConfig):
     def __init__(
         self,
         backbone_config=None,
+        patch_size=None,
+        channel_map=None,
         head_hidden_size=None,
         head_num_layers=2,
         head_num_attention_heads=None,
@@ -104,8 +139,9 @@ class SalvageConfig(PretrainedConfig):
         explained_classifier=None,
         **kwargs,
     ):
-        backbone_config = _checked_backbone(backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config = backbone_config = _checked_backbone(backbone_config)
+        self.patch_size = backbone_config.patch_size if patch_size is None else patch_size
+        self.channel_map = _checked_channel_map(channel_map, backbone_config.num_channels)
         if head_hidden_size is None:
             head_hidden_size = backbone_config.hidden_size
         if head_num_attention_heads is None:
@@ -121,7 +157,8 @@ class SalvageConfig(PretrainedConfig):
         self.logit_temperature = logit_temperature
         self.initializer_range = initializer_range
         self.explained_classifier = explained_classifier
-        for name in ("head_hidden_size", "head_num_layers", "head_num_attention_heads", "head_mlp_ratio"):
+        sizes = ("patch_size", "head_hidden_size", "head_num_layers", "head_num_attention_heads", "head_mlp_ratio")
+        for name in sizes:
             _check_size(name, getattr(self, name))
         if self.head_hidden_size % self.head_num_attention_heads:
             raise ValueError(

@@ -14,7 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_salvage import SalvageConfig
+from .configuration_salvage import BACKBONES, WITH_POOLER, SalvageConfig
+
+#: What is random in training -> how it is switched off: a run's numbers must depend on its own random numbers alone.
+_RANDOM = {
+    **dict.fromkeys(
+        ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"), 0.0
+    ),
+    **dict.fromkeys(("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")),
+}
 
 
 @dataclass
@@ -142,7 +150,11 @@ class SalvagePreTrainedModel(PreTrainedModel):
 
 
 class SalvageModel(SalvagePreTrainedModel):
-    """The Salvage explainer: a DINOv2 encoder and a mask transformer (sections 4.1 and 5.1).
+    """The Salvage explainer: a vision transformer and a mask transformer (sections 4.1 and 5.1).
+
+    It takes the images that the explained classifier takes, by the classifier's image processor. The backbone may want
+    other ones: then `backbone_pixels` makes them from these. So patch i is the same part of the picture for the
+    classifier, for v(S) and for the explainer, however the processor crops, and there is one image processor.
 
     Example:
         >>> model = AutoModel.from_pretrained("org/salvage-pet")
@@ -153,16 +165,18 @@ class SalvageModel(SalvagePreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        pooler = {"add_pooling_layer": False} if config.backbone_config.model_type in WITH_POOLER else {}
+        self.backbone = AutoModel.from_config(config.backbone_config, **pooler)
         self.head = SalvageMaskTransformer(config)
         self.post_init()
 
     @classmethod
     def from_classifier(cls, classifier: PreTrainedModel, **config_overrides) -> "SalvageModel":
-        """A new explainer in float32 for a DINOv2 image classifier, with a copy of the classifier's backbone.
+        """A new explainer in float32 for a plain vision transformer, with a copy of the classifier's backbone.
 
         Args:
-            classifier: a `Dinov2ForImageClassification` or `Dinov2WithRegistersForImageClassification`.
+            classifier: an image classifier of one of the types in `BACKBONES`, for example
+                `Dinov2ForImageClassification`. `from_backbone` takes others.
             config_overrides: passed on to `SalvageConfig`.
 
         Raises:
@@ -170,43 +184,104 @@ class SalvageModel(SalvagePreTrainedModel):
             ValueError: where it is another model, or has no classification head.
         """
         if not isinstance(classifier, PreTrainedModel):
-            raise TypeError(f"classifier must be a DINOv2 image classifier, got {type(classifier).__name__}")
-        config = classifier.config
-        if not config.model_type.startswith("dinov2"):
-            raise ValueError(
-                f"classifier is a {type(classifier).__name__} (model type {config.model_type!r}); Salvage starts from "
-                "a DINOv2 image classifier, with or without registers"
-            )
+            raise TypeError(f"classifier must be an image classifier, got {type(classifier).__name__}")
         if classifier.base_model is classifier:
             raise ValueError(
                 f"classifier is a {type(classifier).__name__}, a backbone without a classification head; "
                 "load it with AutoModelForImageClassification"
             )
-        backbone_config = copy.deepcopy(config)
+        if classifier.config.model_type not in BACKBONES:
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__} (model type {classifier.config.model_type!r}), whose "
+                "backbone an explainer cannot start from: give it another one, by --explainer_backbone NAME or "
+                f"SalvageModel.from_backbone, of one of the types {', '.join(BACKBONES)}"
+            )
+        return cls.from_backbone(classifier, classifier, **config_overrides)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: PreTrainedModel, classifier: PreTrainedModel, **config_overrides
+    ) -> "SalvageModel":
+        """A new explainer in float32 for any image classifier, with a copy of the backbone of another model.
+
+        Args:
+            backbone: a vision transformer of one of the types in `BACKBONES`, with or without a head.
+            classifier: the classifier to explain, whose labels the explainer gets.
+            config_overrides: passed on to `SalvageConfig`: `patch_size` and `channel_map`, where the backbone wants
+                other images than the classifier.
+
+        Raises:
+            TypeError: where one of both is no model of transformers.
+            ValueError: where `backbone` is of another type.
+        """
+        for name, model in (("backbone", backbone), ("classifier", classifier)):
+            if not isinstance(model, PreTrainedModel):
+                raise TypeError(f"{name} must be a model of transformers, got {type(model).__name__}")
+        if backbone.config.model_type not in BACKBONES:
+            raise ValueError(
+                f"backbone is a {type(backbone).__name__} (model type {backbone.config.model_type!r}); needed is one "
+                f"of the types {', '.join(BACKBONES)}"
+            )
+        backbone_config = copy.deepcopy(backbone.config)
         backbone_config.num_labels = 2  # the default: the explainer's own config has the labels
         backbone_config.architectures = None
         backbone_config.dtype = None
-        labels = {"id2label": dict(config.id2label), "label2id": dict(config.label2id)}
+        for name, value in _RANDOM.items():
+            if hasattr(backbone_config, name):
+                setattr(backbone_config, name, value)
+        labels = {"id2label": dict(classifier.config.id2label), "label2id": dict(classifier.config.label2id)}
         model = cls(SalvageConfig(backbone_config=backbone_config, **{**labels, **config_overrides}))
-        model.backbone.load_state_dict(classifier.base_model.state_dict())
+        # Not always `base_model`, which of DINOv3 without a head is its encoder alone.
+        source = backbone if isinstance(backbone, type(model.backbone)) else backbone.base_model
+        weights = source.state_dict()
+        model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
         return model
 
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
 
-    def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The backbone's patch tokens, without CLS and registers: [B, C, H, W] -> [B, N, its hidden size]."""
-        patch_size, channels = self.config.backbone_config.patch_size, self.config.backbone_config.num_channels
+    def backbone_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images as the backbone takes them: [B, C, H, W] -> [B, its channels, its H, its W].
+
+        Their channels are normalised by its numbers (`channel_map`), and they are resized so that the patches of
+        `config.patch_size` pixels become its own ones.
+
+        Raises:
+            ValueError: where these are no images with the right number of channels, or patches do not divide them.
+        """
+        config = self.config
+        ours, theirs = config.patch_size, config.backbone_config.patch_size
+        channels = len(config.channel_map[0]) - 1 if config.channel_map else config.backbone_config.num_channels
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             given = list(getattr(pixel_values, "shape", [])) or type(pixel_values).__name__
             raise ValueError(f"pixel_values must be a tensor [B, {channels}, H, W], got {given}")
-        if pixel_values.shape[-2] % patch_size or pixel_values.shape[-1] % patch_size:
+        height, width = pixel_values.shape[-2:]
+        if height % ours or width % ours:
             raise ValueError(
-                f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels, "
-                f"which patches of {patch_size} x {patch_size} do not divide"
+                f"pixel_values are {height} x {width} pixels, which patches of {ours} x {ours} do not divide"
             )
-        num_prefix_tokens = 1 + getattr(self.config.backbone_config, "num_register_tokens", 0)
-        return self.backbone(pixel_values).last_hidden_state[:, num_prefix_tokens:]
+        if not config.channel_map and ours == theirs:
+            return pixel_values
+        made = pixel_values.float()  # half precision would round them, and torch resizes none on a CPU
+        with torch.autocast(made.device.type, enabled=False):
+            if config.channel_map:
+                channel_map = made.new_tensor(config.channel_map)  # [its channels, C + 1]
+                made = torch.einsum("dc,bchw->bdhw", channel_map[:, :-1], made) + channel_map[:, -1, None, None]
+            if ours != theirs:
+                size = height // ours * theirs, width // ours * theirs
+                made = nn.functional.interpolate(made, size, mode="bilinear", antialias=True)
+        return made.to(pixel_values.dtype)
+
+    def patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The backbone's patch tokens, without those before them: [B, C, H, W] -> [B, N, its hidden size]."""
+        config, pixel_values = self.config.backbone_config, self.backbone_pixels(pixel_values)
+        size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+        options = {}
+        if config.model_type in WITH_POOLER and pixel_values.shape[-2:] != size:
+            options["interpolate_pos_encoding"] = True
+        # CLS; DeiT also has a distillation token, and DINOv2 and DINOv3 have registers.
+        num_prefix_tokens = 2 if config.model_type == "deit" else 1 + getattr(config, "num_register_tokens", 0)
+        return self.backbone(pixel_values, **options).last_hidden_state[:, num_prefix_tokens:]
 
     @can_return_tuple
     def forward(

@@ -18,7 +18,7 @@ from .data.pictures import check_pixel_range, open_image, printable, reason_of
 from .data.processors import process
 from .evaluation.plots import DPI, FORMATS, file_content, made_here, overlay, picture_grid
 from .files import check_writable, locked, write_bytes
-from .masking import MaskedClassifier
+from .masking import MaskedClassifier, stated_masking
 from .modeling import SalvageConfig
 from .pretrained import load_config, load_model, load_processor
 from .refinement import checked_budget, refine
@@ -102,9 +102,7 @@ def _explain(
     v = None
     if classifier_name:
         # Patches are hidden as they were when the explainer was trained.
-        stated = model.config.explained_classifier or {}
-        how = {name: stated[name] for name in ("masking", "patch_size") if name in stated}
-        v = MaskedClassifier.from_pretrained(classifier_name, **how)
+        v = MaskedClassifier.from_pretrained(classifier_name, **stated_masking(model.config))
         model = load_explainer(model, "salvage", v)
     draw = functools.partial(explanation, model=model, processor=processor, top=top, v=v, budget=budget)
     written: list[Path] = []
@@ -240,8 +238,7 @@ def explanation(
     else:
         classes = probabilities[0].topk(min(top, probabilities.shape[-1])).indices
     names = target_names(label_names(model.config))
-    patch_size = model.config.backbone_config.patch_size
-    grid = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
+    grid = pixel_values.shape[-2] // model.config.patch_size, pixel_values.shape[-1] // model.config.patch_size
     scale = min(1.0, DRAWN_PIXELS / max(picture.size))
     width, height = (max(1, round(scale * side)) for side in picture.size)
     geometry = picture_geometry(processor, *picture.size).scaled(width / picture.width, height / picture.height)

@@ -6,6 +6,7 @@ one of these needs only an entry of `FAMILIES`.
 
 import copy
 import functools
+import inspect
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -57,7 +58,8 @@ class VisionFamily:
         norms: names of a block's two norms.
         layer_scales: names of the modules that scale what attention and MLP add; None where there are none.
         pools_patches: whether the head sees [CLS, mean of the patches] rather than CLS alone.
-        fixed_positions: whether the position embeddings fit the configured image size only.
+        fixed_positions: whether the config states the size of the images, and position embeddings are interpolated
+            for other sizes only on request.
         mask_token: config -> whether there is a learned token that replaces hidden patches.
         gated_mlp: config -> whether a block's MLP has a gate (SwiGLU, in DINOv2's largest model).
     """
@@ -212,6 +214,31 @@ def embeddings_of(classifier: PreTrainedModel) -> nn.Module:
     return classifier.get_submodule(f"{classifier.base_model_prefix}.embeddings")
 
 
+def options_of_size(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, bool]:
+    """What a model's forward needs for these images [B, C, H, W]: whether to interpolate its position embeddings.
+
+    It does so where the images have another size than those in its config, and transformers offers it for the model.
+    """
+    size = getattr(model.config, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is None or tuple(sides) == tuple(pixel_values.shape[-2:]):
+        return {}
+    offered = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    return {"interpolate_pos_encoding": True} if offered else {}
+
+
+def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The logits of whole images, whatever their size: [B, C, H, W] -> [B, K]."""
+    return model(pixel_values, **options_of_size(model, pixel_values)).logits
+
+
+def interpolating(classifier: PreTrainedModel) -> PreTrainedModel:
+    """A view of a vision transformer with fixed positions that interpolates them for images of any size."""
+    return with_submodule(
+        classifier, f"{classifier.base_model_prefix}.embeddings", _Interpolating(embeddings_of(classifier))
+    )
+
+
 def on_tokens(classifier: PreTrainedModel) -> PreTrainedModel:
     """A view of a vision transformer that takes embedded tokens [B, P + N, D] where it took pixels."""
     tokens_as_input = _TokensAsInput(embeddings_of(classifier))
@@ -223,9 +250,20 @@ def freeze_mask_token(base_model: Any) -> None:
 
     Distributed training would otherwise wait for its gradient.
     """
-    family = FAMILIES.get(base_model.config.model_type)
-    if family and family.mask_token(base_model.config):
-        base_model.embeddings.mask_token.requires_grad_(False)
+    for name, parameter in base_model.named_parameters():
+        if name == "embeddings.mask_token":
+            parameter.requires_grad_(False)
+
+
+class _Interpolating(nn.Module):
+    """Replaces a model's embeddings by the same ones, with their positions interpolated."""
+
+    def __init__(self, embeddings: nn.Module):
+        super().__init__()
+        self.embeddings, self.patch_embeddings = embeddings, embeddings.patch_embeddings  # ViT reads the latter's dtype
+
+    def forward(self, pixel_values: torch.Tensor, **options) -> torch.Tensor:
+        return self.embeddings(pixel_values, **{**options, "interpolate_pos_encoding": True})
 
 
 class _TokensAsInput(nn.Module):

@@ -14,6 +14,9 @@ import hypothesis
 import pytest
 import torch
 from transformers import (
+    AutoModel,
+    BeitConfig,
+    BeitForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -21,6 +24,7 @@ from transformers import (
     Dinov2ForImageClassification,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
+    DINOv3ViTConfig,
     ResNetConfig,
     ResNetForImageClassification,
     SwinConfig,
@@ -62,6 +66,7 @@ FAMILIES = {
     "deit": (DeiTForImageClassification, DeiTConfig, {**VIT, "intermediate_size": 64}),
     # The DeiT class whose distillation token contributes to the logits.
     "deit_teacher": (DeiTForImageClassificationWithTeacher, DeiTConfig, {**VIT, "intermediate_size": 64}),
+    "beit": (BeitForImageClassification, BeitConfig, {**VIT, "intermediate_size": 64}),
     "resnet": (
         ResNetForImageClassification,
         ResNetConfig,
@@ -71,6 +76,18 @@ FAMILIES = {
         SwinForImageClassification,
         SwinConfig,
         {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    ),
+}
+
+BACKBONES = {
+    "dinov2": (Dinov2Config, {"mlp_ratio": 2}),
+    "dinov2_with_registers": (Dinov2WithRegistersConfig, {"mlp_ratio": 2, "num_register_tokens": 3}),
+    "dinov3_vit": (DINOv3ViTConfig, {"intermediate_size": 64, "num_register_tokens": 3}),
+    "vit": (ViTConfig, {"intermediate_size": 64}),
+    "deit": (DeiTConfig, {"intermediate_size": 64}),
+    "beit": (
+        BeitConfig,
+        {"intermediate_size": 64, "use_absolute_position_embeddings": True, "use_relative_position_bias": True},
     ),
 }
 
@@ -119,6 +136,17 @@ def tiny_classifier():
     def build(family: str = "dinov2", num_labels: int = 3, seed: int = 0, **overrides):
         model_class, config_class, config = FAMILIES[family]
         return randomize(model_class(config_class(**{**config, "num_labels": num_labels, **overrides})), seed).eval()
+
+    return build
+
+
+@pytest.fixture
+def tiny_backbone():
+    """A factory: tiny_backbone("dinov2", **config) -> a random vision transformer without a head in eval mode."""
+
+    def build(kind: str, **overrides):
+        config_class, config = BACKBONES[kind]
+        return randomize(AutoModel.from_config(config_class(**{**VIT, **config, **overrides}))).eval()
 
     return build
 

@@ -204,7 +204,7 @@ DOORS = {
         {
             "classifier": [*NOTHING, None, "cat", value, V, BACKBONE],
             "masking": [*NO_CHOICE, "hide"],
-            "patch_size": [*NO_COUNT, 0, 8, (4, 4)],
+            "patch_size": [*NO_COUNT, 0, (4, 4)],
             "image_size": [*[size for size in NO_GRID if size != 4], 0, -16, 1.5, True, "16"],
             "chunk_size": [*NO_COUNT, 0],
             "mixed_precision": [*NO_CHOICE, None, "int8"],
@@ -251,7 +251,9 @@ DOORS = {
         SalvageConfig,
         {},
         {
-            "backbone_config": [*NOTHING, 3, True, "dinov2", [], {"model_type": "cat"}],
+            "backbone_config": [*NOTHING, 3, True, "dinov2", [], {"model_type": "cat"}, {"model_type": "resnet"}],
+            "patch_size": [*NO_COUNT, 0, 10**9],
+            "channel_map": [*NOTHING, "", 3, True, [], [[1.0, 0.0]], [[1.0], [1.0], [1.0]], [["a", "b"]] * 3],
             "head_hidden_size": [*NO_COUNT, 10**9, 10],
             "head_num_layers": [*NO_COUNT, None, 10**9],
             "head_num_attention_heads": [*NO_COUNT, 10**9, 5],
@@ -266,6 +268,11 @@ DOORS = {
         SalvageModel.from_classifier,
         {"classifier": CLASSIFIER},
         {"classifier": [*NOTHING, None, 3, "cat", value, V, BACKBONE]},
+    ),
+    "SalvageModel.from_backbone": Door(
+        SalvageModel.from_backbone,
+        {"backbone": BACKBONE, "classifier": CLASSIFIER},
+        {"backbone": [*NOTHING, None, 3, "cat", value, V], "classifier": [*NOTHING, None, 3, "cat", value, V]},
     ),
 }
 for method in ("random", "saliency", "gradcam", "last_attention", "lrp", "rise"):

@@ -122,7 +122,7 @@ def load_explainer(
     theirs, ours = config.id2label, classifier.config.id2label
     if theirs != ours:
         raise ValueError(f"explainer has the labels {list(theirs.values())}, the classifier {list(ours.values())}")
-    if (patch_size := config.backbone_config.patch_size) != classifier.patch_size:
+    if (patch_size := config.patch_size) != classifier.patch_size:
         raise ValueError(f"explainer has patches of {patch_size} pixels, the classifier of {classifier.patch_size}")
     stated = getattr(config, "explained_classifier", None)  # older code does not have it
     check_provenance(stated, classifier, allow_other_classifier)

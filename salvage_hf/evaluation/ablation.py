@@ -179,6 +179,7 @@ def train_and_score(
             methods=[arm.objective],
             explainers=[f"{arm.objective}={folder / 'last'}"],
             masking=shared.masking,
+            patch_size=shared.patch_size,
             budget=args.budget,
             per_device_eval_batch_size=shared.per_device_eval_batch_size,
             output_dir=str(folder / "benchmark"),

@@ -1,11 +1,11 @@
 """Arguments of the scripts that compare methods."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from ..arguments import PRIVATE, AtLeast, AtMost, ImageArguments, arg
 from ..attribution_methods import REGISTRY
-from ..masking import STRATEGIES
+from ..masking import MaskingArguments
 from ..objectives import OBJECTIVES
 
 #: Methods that ask the classifier about `sampling_budget` subsets per image.
@@ -13,7 +13,7 @@ SAMPLING = tuple(name for name, method in REGISTRY.items() if method.takes_budge
 
 
 @dataclass
-class MethodArguments(ImageArguments):
+class MethodArguments(MaskingArguments, ImageArguments):
     """Which methods explain which classifier; scripts/benchmark.py and scripts/exact_values.py have these."""
 
     model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
@@ -29,7 +29,6 @@ class MethodArguments(ImageArguments):
     methods: list[str] = arg(
         ["salvage", "last_attention", "attention_rollout", "random"], f"Methods to compare: {', '.join(REGISTRY)}."
     )
-    masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
     sampling_budget: Annotated[int, AtLeast(1)] = arg(
         2000, f"Subsets per image that the methods {', '.join(SAMPLING)} ask for."
     )

@@ -9,18 +9,19 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..data.images import ProcessedImages, content_digest
 from ..data.processors import to_pictures
 from ..files import digest, fingerprint, locked, remove_leftovers, write_json, write_tensors
 from ..logs import show_log
-from ..masking import MaskedClassifier
 from ..recipes import write_recipe
 from ..targets import label_names, predicted_targets, target_attributions
 from ..training.setup import PROCESS_TIMEOUT
 from ..version import VERSION
+from ..vision_families import logits_of
 from .arguments import BenchmarkArguments
-from .loading import load_labelled_images, load_methods
+from .loading import load_classifier, load_labelled_images, load_methods
 from .reading import earlier_results
 from .results import method_entry
 from .scoring import Scorer
@@ -60,9 +61,7 @@ class _BenchmarkRun:
         self.args, self.accelerator, self.folder = args, accelerator, Path(args.output_dir)
         with accelerator.main_process_first():
             # Only v(S) uses mixed precision: gradients in bfloat16 would make the methods that take them worse.
-            self.v = MaskedClassifier.from_pretrained(
-                args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
-            ).to(accelerator.device)
+            self.v = load_classifier(args, accelerator.mixed_precision).to(accelerator.device)
         loaded = load_labelled_images(args, self.v, args.seed, args.mask_dir, args.mask_column_name)
         self.images, self.labels, self.names, self.chosen = loaded.images, loaded.labels, loaded.names, loaded.chosen
 
@@ -104,7 +103,8 @@ class _BenchmarkRun:
         return {
             "classifier": fingerprint(self.v.classifier),
             "processor": digest(self.images.processor.to_json_string()),
-            "masking": args.masking,
+            "masking": self.v.masking,
+            "patch_size": self.v.patch_size,
             "precision": self.accelerator.mixed_precision,
             "rank": {"images": len(chosen[: args.max_rank_samples])},
             "relative": {
@@ -202,7 +202,7 @@ class _BenchmarkRun:
 @torch.no_grad()
 def predictions(
     accelerator: Accelerator,
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     images: ProcessedImages,
     names: list[str],
     batch_size: int,
@@ -216,7 +216,7 @@ def predictions(
     loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
     predicted = []
     for batch in tqdm(loader, desc=f"Classifying: {title}", disable=not accelerator.is_main_process):
-        logits = model(batch["pixel_values"]).logits
+        logits = logits_of(model, batch["pixel_values"])
         if bad := [names[index] for index in batch["ids"][~logits.isfinite().all(dim=1)].tolist()]:
             raise ValueError(f"{title} answers NaN or infinity to {bad[:10]}: leave them out, or give another model")
         predicted.append(accelerator.gather_for_metrics(predicted_targets(logits)))

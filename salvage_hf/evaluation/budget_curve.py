@@ -10,12 +10,12 @@ from ..arguments import arg, check_arguments
 from ..attribution_methods import REGISTRY
 from ..faithfulness import mean_and_stderr
 from ..files import locked, write_bytes, write_json
-from ..masking import MaskedClassifier
 from ..recipes import write_recipe
 from ..training.setup import PROCESS_TIMEOUT
 from . import plots
 from .arguments import BenchmarkArguments
 from .benchmark import run_benchmark
+from .loading import load_classifier
 from .scores import SCORES
 from .tables import Cell, Table, as_tensor, percent
 
@@ -63,7 +63,7 @@ def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, accelerator: Ac
     curves: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in shared.methods}
     if not any(REGISTRY[name].takes_budget for name in shared.methods):
         raise ValueError(f"methods: none of {', '.join(shared.methods)} takes a budget")
-    num_patches = MaskedClassifier.from_pretrained(shared.model_name_or_path, masking=shared.masking).num_patches
+    num_patches = load_classifier(shared).num_patches
     scored = {
         budget: [name for name in shared.methods if _is_scored(name, budget, num_patches)]
         for budget in (0, *sorted(args.budgets))

@@ -16,7 +16,7 @@ from ..data.images import ProcessedImages
 from ..faithfulness import mean_and_stderr, rank_scores
 from ..files import locked, write_bytes, write_json
 from ..keyed_random import KeyedGenerator
-from ..masking import MaskedClassifier, check_provenance
+from ..masking import MaskedClassifier, PatchArguments, check_provenance, stated_masking
 from ..pretrained import load_model, load_processor
 from ..subsets import uniform
 from ..targets import label_names, predicted_targets, target_attributions, target_names
@@ -42,7 +42,7 @@ _BATCH = 8
 
 
 @dataclass
-class DoctorArguments(ImageArguments):
+class DoctorArguments(PatchArguments, ImageArguments):
     """Arguments of `salvage doctor`."""
 
     explainer: str = arg("", "The explainer: a folder, or a name on the Hub.")
@@ -155,7 +155,7 @@ def _load_explainer(name: str) -> Any:
 def _load_classifier(args: DoctorArguments, explainer: Any) -> MaskedClassifier:
     """The classifier that was given, or the one that the explainer states, its patches hidden as the explainer says."""
     stated = getattr(explainer.config, "explained_classifier", None) or {}
-    how = {key: stated[key] for key in ("masking", "patch_size") if key in stated}
+    how = stated_masking(explainer.config, patch_size=args.patch_size)
     if args.classifier is not None:
         return MaskedClassifier.from_pretrained(args.classifier, **how)
     if not stated.get("name"):
@@ -175,7 +175,7 @@ def _check_fit(explainer: Any, v: MaskedClassifier) -> None:
     config = explainer.config
     for what, theirs, ours in (
         ("labels", config.num_labels, v.num_labels),
-        ("pixels as the side of a patch", config.backbone_config.patch_size, v.patch_size),
+        ("pixels as the side of a patch", config.patch_size, v.patch_size),
     ):
         if theirs != ours:
             raise ValueError(
@@ -258,8 +258,9 @@ def ask(v: MaskedClassifier, explainer: Any, data: LoadedImages, seed: int = 0) 
 @torch.no_grad()
 def rank(v: MaskedClassifier, explainer: Any, data: LoadedImages, seed: int) -> dict[str, torch.Tensor]:
     """SRG of the maps of the class that the classifier predicts: method -> float [I], of `RANKED_IMAGES` images."""
-    scores: dict[str, list[torch.Tensor]] = {"explainer": [], "last_attention": [], "random": []}
-    methods = {name: attribution_methods.load(name, v, seed) for name in ("last_attention", "random")}
+    untrained = ("last_attention", "random") if v.has_tokens else ("random",)
+    scores: dict[str, list[torch.Tensor]] = {name: [] for name in ("explainer", *untrained)}
+    methods = {name: attribution_methods.load(name, v, seed) for name in untrained}
     chosen = data.chosen[:RANKED_IMAGES]
     for start in tqdm(range(0, len(chosen), _BATCH), desc="SRG"):
         batch = data.images.batch(chosen[start : start + _BATCH])

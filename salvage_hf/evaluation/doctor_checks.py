@@ -267,14 +267,17 @@ def check_maps(srg: dict[str, torch.Tensor]) -> list[Finding]:
     """Whether the explainer's maps are more faithful than a random order, and than attention.
 
     Args:
-        srg: "explainer", "last_attention" and "random" -> SRG [I] of the same images.
+        srg: "explainer", "random" and, where the classifier has tokens, "last_attention" -> SRG [I] of the same images.
     """
-    over = {name: mean_and_stderr(srg["explainer"] - srg[name]) for name in ("random", "last_attention")}
+    over = {name: mean_and_stderr(srg["explainer"] - scores) for name, scores in srg.items()}
     advice = "Do not show these maps, which say little about the classifier: train the explainer for longer."
     simple = "Attention, which needs no training, is as faithful: train the explainer for longer, or show attention."
+    attention = "maps: SRG less that of attention"
     return [
         finding("maps: SRG less that of random ones", *over["random"], "probability", OVER_RANDOM, advice),
-        finding("maps: SRG less that of attention", *over["last_attention"], "probability", OVER_ATTENTION, simple),
+        finding(attention, *over["last_attention"], "probability", OVER_ATTENTION, simple)
+        if "last_attention" in over
+        else not_checked(attention, "The patches are no tokens of this classifier, so that it has no such attention."),
     ]
 
 

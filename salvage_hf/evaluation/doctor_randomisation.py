@@ -47,7 +47,8 @@ def check_randomisation(
     if importlib.util.find_spec("quantus") is None:
         return [not_checked("maps: random layers", "Install Quantus for this check: pip install quantus.")], {}
     findings, cascades = [], {}
-    for name in tqdm(("explainer", *UNTRAINED), desc="Random layers"):
+    untrained = [name for name in UNTRAINED if v.has_tokens or attribution_methods.REGISTRY[name].needs != "attention"]
+    for name in tqdm(("explainer", *untrained), desc="Random layers"):
         title = f"maps: random layers, {name.replace('_', ' ')}"
         model: nn.Module = explainer if name == "explainer" else v
         maps_of = _explainer_maps if name == "explainer" else _maps_by(name)

@@ -34,7 +34,7 @@ from ..refinement import LEAST_BUDGET
 from ..targets import activation, target_attributions, target_probability
 from ..version import VERSION
 from .arguments import MethodArguments
-from .loading import LoadedMethods, load_labelled_images, load_methods
+from .loading import LoadedMethods, load_classifier, load_labelled_images, load_methods
 from .results import method_titles
 from .tables import Cell, Table
 
@@ -93,7 +93,7 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
             map or a prediction is NaN or infinite, or where another process writes to `output_dir`.
     """
     device, folder = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(args.output_dir)
-    v = MaskedClassifier.from_pretrained(args.model_name_or_path, masking=args.masking).to(device)
+    v = load_classifier(args).to(device)
     data = load_labelled_images(args, v, args.seed)
     subsets = all_subsets(math.prod(v.patch_grid(data.images[data.chosen[0]]["pixel_values"][None])))
     loaded, classifier = load_methods(args, v), fingerprint(v.classifier)
@@ -110,7 +110,7 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
             for row, values in _maps(args, v, loaded, pixel_values, targets, name).items():
                 maps.setdefault(row, []).append(values)
             pixels = batch["pixel_values"].numpy().tobytes()
-            key = digest(classifier, args.masking, pixels, str(targets.item()), VERSION)
+            key = digest(classifier, v.masking, str(v.patch_size), pixels, str(targets.item()), VERSION)
             path = folder / "predictions" / f"{key}.safetensors"
             predicted = _kept_predictions(path, v, pixel_values, targets, subsets, name)
             for truth, values in truths_of(predicted).items():
@@ -118,7 +118,8 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
         settings = {
             "classifier": classifier,
             "processor": digest(data.images.processor.to_json_string()),
-            "masking": args.masking,
+            "masking": v.masking,
+            "patch_size": v.patch_size,
             "content": content_digest(data.images, data.chosen),
             "seed": args.seed,
             "made_with": loaded.made_with,

@@ -14,8 +14,8 @@ from ..data.loading import image_names, load_images, reading_options
 from ..data.registry import known_dataset
 from ..data.sources import Source, validation_split
 from ..files import fingerprint
-from ..masking import MaskedClassifier
-from ..pretrained import load_model
+from ..masking import MaskedClassifier, stated_masking
+from ..pretrained import load_config, load_model
 from .arguments import SAMPLING, MethodArguments, explainer_folders
 
 
@@ -34,6 +34,17 @@ class LoadedImages:
     labels: list[int]
     names: list[str]
     chosen: list[int]
+
+
+def load_classifier(args: MethodArguments, mixed_precision: str = "no") -> MaskedClassifier:
+    """The classifier; its patches are hidden as the arguments say, else as for the first of the explainers."""
+    explainer = next(iter(explainer_folders(args.explainers).values()), None)
+    config = None if explainer is None else load_config(explainer)
+    return MaskedClassifier.from_pretrained(
+        args.model_name_or_path,
+        **stated_masking(config, args.masking, args.patch_size),
+        mixed_precision=mixed_precision,
+    )
 
 
 def load_labelled_images(

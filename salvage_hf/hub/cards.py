@@ -50,6 +50,8 @@ def write_explainer_card(
         title=title,
         repository=repository,
         classifier=public_name(args.model_name_or_path),
+        patch_size=config.patch_size,
+        masking=(config.explained_classifier or {}).get("masking"),
         objective=OBJECTIVES[config.objective],
         num_train_images=num_train_images,
         num_eval_images=num_eval_images,
@@ -90,8 +92,6 @@ def _listed_arguments(args: Any) -> dict[str, Any]:
         for field in fields(args)
         if field.name not in private and getattr(args, field.name) != field.default
     }
-    # These two may be local folders, whose paths must not reach the card.
-    return {
-        name: public_name(value) if name in ("model_name_or_path", "dataset_name") else value
-        for name, value in listed.items()
-    }
+    # These may be local folders, whose paths must not reach the card.
+    folders = ("model_name_or_path", "explainer_backbone", "dataset_name")
+    return {name: public_name(value) if name in folders else value for name, value in listed.items()}

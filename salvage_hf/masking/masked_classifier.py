@@ -3,6 +3,8 @@
 Letters: B images, M subsets per image, N patches, K classes, S a subset (True where a patch is visible).
 """
 
+import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -16,8 +18,18 @@ from ..data.processors import processed_size
 from ..pretrained import load_model, load_processor
 from ..targets import activation
 from ..tensors import described, is_dense, one_of, processed_images, whole_number
-from ..vision_families import FAMILIES, VisionFamily, execution_device, in_dtype, with_submodule
+from ..vision_families import (
+    FAMILIES,
+    VisionFamily,
+    execution_device,
+    in_dtype,
+    interpolating,
+    options_of_size,
+    with_submodule,
+)
 from .strategies import STRATEGIES, Embedded, Masking, as_two_sides, embed_tokens
+
+logger = logging.getLogger(__name__)
 
 
 class MaskedClassifier(nn.Module):
@@ -26,11 +38,12 @@ class MaskedClassifier(nn.Module):
     Args:
         classifier: any image classifier, also compiled or in `DataParallel`. It is put into eval mode and otherwise
             left as it is. What is exchanged in it later counts from then on.
-        masking: how patches are hidden. "drop" (default for vision transformers) removes their tokens, "mask_token"
-            puts DINOv2's mask token in their place; "zero" (normalised pixels), "mean" (mean colour of the visible
-            patches) and "blur" (a Gaussian of one patch width, which leaves hidden patches dimly visible) change pixels
-            and work with any classifier. The default for other classifiers is "zero".
-        patch_size: side of a patch in pixels; the model's own when None. Needed for models without patches.
+        masking: how patches are hidden. "drop" removes their tokens, "mask_token" puts DINOv2's mask token in their
+            place; "zero" (normalised pixels), "mean" (mean colour of the visible patches) and "blur" (a Gaussian of one
+            patch width, which leaves hidden patches dimly visible) change pixels and work with any classifier. When
+            None it is "drop" where that is exact, for the patches of `FAMILIES`, and "zero" elsewhere; the log says it.
+        patch_size: side of a patch in pixels; when None the model's own. Needed for models whose tokens are not patches
+            of one size (`BACKBONES` are of one).
         image_size: (height, width) that `num_patches` and `grid_size` refer to, or one number for both.
         chunk_size: how many tokens (with pixel strategies: squares of 16 x 16 pixels) a forward may hold; this bounds
             the memory. `tokens_that_fit` when None.
@@ -65,16 +78,32 @@ class MaskedClassifier(nn.Module):
         check_classifier(classifier)
         config = classifier.config
         family = FAMILIES.get(config.model_type)
+        patch_size = None if patch_size is None else whole_number("patch_size", patch_size, 1)
+        is_chosen = masking is None
         if masking is None:
-            masking = "drop" if family else "zero"
+            masking = "drop" if family and (patch_size is None or _are_own(config, patch_size)) else "zero"
         strategy = STRATEGIES[one_of("masking", masking, STRATEGIES)]
-        strategy.check(config, family, None if patch_size is None else whole_number("patch_size", patch_size, 1))
-        self.patch_size: int = _square_side(config.patch_size) if patch_size is None else int(patch_size)
+        strategy.check(config, family, patch_size)
+        self.patch_size: int = _square_side(config.patch_size) if patch_size is None else patch_size
+        if is_chosen:
+            logger.info(
+                "masking=%r: hidden patches of %d x %d pixels %s.",
+                masking,
+                self.patch_size,
+                self.patch_size,
+                "are left out of the tokens" if masking == "drop" else "become zeros in normalised pixels",
+            )
         # DINOv2's config states the size of its position grid (518), not that of its images.
         states_size = not family or family.fixed_positions
         if image_size is None and states_size:
             image_size = getattr(config, "image_size", None)
         self.image_size = None if image_size is None else as_two_sides("image_size", image_size)
+        if patch_size is not None and self.image_size is not None and (side := math.gcd(*self.image_size)) % patch_size:
+            fitting = ", ".join(str(number) for number in range(2, side + 1) if side % number == 0)
+            raise ValueError(
+                f"patch_size={patch_size} does not divide the images, which have {self.image_size[0]} x "
+                f"{self.image_size[1]} pixels; sides that do are {fitting or 1}"
+            )
         self._chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
         self.mixed_precision = one_of("mixed_precision", mixed_precision, _DTYPES)
         self.classifier, self.masking, self.processor = classifier.eval(), masking, processor
@@ -165,6 +194,15 @@ class MaskedClassifier(nn.Module):
             return self
         return with_submodule(self, "classifier", in_dtype(self.classifier, torch.float32))
 
+    def for_images(self, pixel_values: torch.Tensor) -> "MaskedClassifier":
+        """This classifier for whoever hands images [B, C, H, W] to `classifier` itself.
+
+        It is itself, unless its positions are for another size of images: then a copy, which interpolates them.
+        """
+        if self.family and self.family.fixed_positions and options_of_size(self.classifier, pixel_values):
+            return with_submodule(self, "classifier", interpolating(self.classifier))
+        return self
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """(rows, columns) of patches at the processor's image size."""
@@ -189,12 +227,17 @@ class MaskedClassifier(nn.Module):
             )
         return height // self.patch_size, width // self.patch_size
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the patches are the tokens of a known family, so that attention is attention to patches."""
+        return self.family is not None and _are_own(self.config, self.patch_size)
+
     def token_family(self) -> VisionFamily:
         """The classifier's family; raises ValueError where it has none, or `patch_size` is not that of its tokens."""
         if self.family is None:
             raise ValueError(f"a {self.config.model_type} model has no tokens; use one of {', '.join(FAMILIES)}")
-        own = _square_side(self.config.patch_size)
-        if self.patch_size != own:
+        if not self.has_tokens:
+            own = _square_side(self.config.patch_size)
             raise ValueError(f"tokens are patches of {own} pixels, got patch_size={self.patch_size}")
         return self.family
 
@@ -205,7 +248,8 @@ class MaskedClassifier(nn.Module):
 
     def embed_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The tokens of whole images, with positions and prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
-        return embed_tokens(self.classifier, self.token_family(), self.as_input(pixel_values))
+        self.token_family()  # refuses classifiers without tokens
+        return embed_tokens(self.classifier, self.as_input(pixel_values))
 
     def as_input(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Processed images [B, C, H, W] on the classifier's device and in its type.
@@ -315,8 +359,18 @@ def check_classifier(classifier: Any) -> None:
             "load it with AutoModelForImageClassification"
         )
     problem = classifier.config.problem_type
-    if problem in ("multi_label_classification", "regression"):
+    if problem == "multi_label_classification":
+        raise ValueError(
+            f"problem_type is {problem!r}: each label has a sigmoid of its own, and needs one map per label, of a "
+            "classifier of this label alone; Salvage explains one softmax or one sigmoid"
+        )
+    if problem == "regression":
         raise ValueError(f"problem_type is {problem!r}; Salvage explains one softmax or one sigmoid")
+
+
+def _are_own(config: Any, patch_size: int) -> bool:
+    """Whether the patches of a vision transformer have this side."""
+    return as_two_sides("patch_size", config.patch_size) == (patch_size, patch_size)
 
 
 def _square_side(patch_size: int | Sequence[int]) -> int:

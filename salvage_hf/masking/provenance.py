@@ -67,6 +67,18 @@ def provenance(classifier: MaskedClassifier) -> dict[str, Any]:
     }
 
 
+def stated_masking(config: Any, masking: str | None = None, patch_size: int | None = None) -> dict[str, Any]:
+    """How v(S) hides patches, as arguments of `MaskedClassifier`: as given, else as an explainer's config states it.
+
+    Args:
+        config: the explainer's config.
+        masking, patch_size: what was given; None where nothing was.
+    """
+    stated = getattr(config, "explained_classifier", None) or {}  # older code does not have it
+    given = {"masking": masking, "patch_size": patch_size}
+    return {name: stated.get(name) if value is None else value for name, value in given.items()}
+
+
 def check_provenance(stated: dict[str, Any] | None, classifier: MaskedClassifier, allow_other: bool = False) -> None:
     """Compares the classifier that an explainer was trained for with the one that it is to explain.
 

@@ -16,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from ..modeling import BACKBONES
 from ..tensors import two_sides
-from ..vision_families import FAMILIES, VisionFamily, embeddings_of, on_tokens
+from ..vision_families import FAMILIES, VisionFamily, embeddings_of, logits_of, on_tokens, options_of_size
 from .packing import PackedClassifier, can_be_packed
 
 
@@ -105,27 +106,16 @@ class _OnTokens(Masking):
 
     def embed_tokens(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tokens of whole images with their positions: [B, C, H, W] -> [B, P + N, D]."""
-        assert self.family is not None
-        return embed_tokens(classifier, self.family, pixel_values)
+        return embed_tokens(classifier, pixel_values)
 
     @override
     def num_patches(self, embedded: Embedded) -> int:
         return embedded.visible.shape[-2] - self.num_prefix_tokens(embedded.classifier)
 
 
-def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D].
-
-    Raises:
-        ValueError: where the model has no positions for this image size.
-    """
-    height, width = as_two_sides("image_size", classifier.config.image_size)
-    if family.fixed_positions and pixel_values.shape[-2:] != (height, width):
-        raise ValueError(
-            f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels; the positions of this "
-            f"{classifier.config.model_type} model are for {height} x {width}"
-        )
-    return embeddings_of(classifier)(pixel_values)
+def embed_tokens(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
+    return embeddings_of(classifier)(pixel_values, **options_of_size(classifier, pixel_values))
 
 
 def _logits(encoder: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -279,8 +269,11 @@ class _OnPixels(_Replacing):
     @classmethod
     @override
     def check(cls, config: Any, family: VisionFamily | None, patch_size: int | None) -> None:
-        if not family and patch_size is None:
-            raise ValueError(f"patch_size is needed for a {config.model_type} model, for example patch_size=16")
+        if patch_size is None and config.model_type not in BACKBONES:
+            raise ValueError(
+                f"patch_size is needed for a {config.model_type} model, whose config states no patches that could be "
+                "hidden: give the side of a patch in pixels, for example patch_size=16"
+            )
 
     @override
     def embed(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> Embedded:
@@ -302,7 +295,7 @@ class _OnPixels(_Replacing):
         grid = rows.view(-1, 1, height // self.patch_size, width // self.patch_size)
         visible = grid.repeat_interleave(self.patch_size, -2).repeat_interleave(self.patch_size, -1)  # [R, 1, H, W]
         hidden = self.hidden_pixels(embedded, visible)
-        return embedded.classifier(torch.where(visible, embedded.visible, hidden)).logits
+        return logits_of(embedded.classifier, torch.where(visible, embedded.visible, hidden))
 
     @abstractmethod
     def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from ..arguments import MAY_CHANGE, AtLeast, arg
 from ..data.cached_images import image_loader
 from ..files import fingerprint
 from ..keyed_random import KeyedGenerator
-from ..masking import MaskedClassifier, processing_digest
+from ..masking import MaskedClassifier, PatchArguments, processing_digest
 from ..pretrained import load_model, load_processor
 from ..targets import predicted_targets
 from ..vision_families import freeze_mask_token
@@ -25,7 +25,7 @@ from .task import Task
 
 
 @dataclass
-class ClassifierArguments(LoopArguments):
+class ClassifierArguments(PatchArguments, LoopArguments):
     """Arguments of scripts/train_classifier.py."""
 
     model_name_or_path: str = arg(
@@ -76,7 +76,7 @@ class ClassifierTask(Task):
             processed_images(args, accelerator, part, self.processor, classifier.config) for part in parts
         )
         freeze_mask_token(classifier.base_model)
-        self.model: MaskedClassifier = MaskedClassifier(classifier)
+        self.model: MaskedClassifier = MaskedClassifier(classifier, patch_size=args.patch_size)
         self.eval_loader = accelerator.prepare(image_loader(self.eval_images, args.per_device_eval_batch_size))
 
     def made_with(self) -> dict[str, str]:

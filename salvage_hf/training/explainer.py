@@ -14,17 +14,18 @@ from ..arguments import AtLeast, arg
 from ..data.cached_images import image_loader
 from ..data.images import ProcessedImages
 from ..faithfulness import rank_scores
-from ..files import fingerprint
+from ..files import digest, fingerprint
 from ..hub import cards
 from ..keyed_random import KeyedGenerator
-from ..masking import STRATEGIES, MaskedClassifier, processing_digest, provenance
-from ..modeling import SalvageModel
+from ..masking import MaskedClassifier, MaskingArguments, processing_digest
+from ..modeling import BACKBONES, SalvageModel
 from ..objectives import OBJECTIVES, SubsetValues
 from ..subsets import LAWS, uniform
 from ..targets import predicted_targets, target_attributions
 from ..tensors import positive_number
 from ..vision_families import freeze_mask_token
 from .arguments import LoopArguments
+from .backbones import new_explainer
 from .images import content_of, load_splits, name_of, processed_images
 from .loop import fit
 from .task import Task
@@ -37,14 +38,18 @@ MOST_ASKED_FOR_A_CAUSE = 256
 
 
 @dataclass
-class ExplainerArguments(LoopArguments):
+class ExplainerArguments(MaskingArguments, LoopArguments):
     """Arguments of scripts/train.py.
 
     The defaults are the paper's recipe but for `guidance_exponent`, which is 1 in the paper.
     """
 
     model_name_or_path: str = arg("", "The frozen classifier to explain: a name on the Hub or a folder.")
-    masking: Literal[tuple(STRATEGIES)] = arg("drop", "How patches are hidden from the classifier.")  # type: ignore[valid-type]
+    explainer_backbone: str | None = arg(
+        None,
+        "The model whose backbone the explainer starts from, a name on the Hub or a folder: one of the types "
+        f"{', '.join(BACKBONES)}. The classifier's own when not given, where it is of one of these.",
+    )
     objective: Literal[tuple(OBJECTIVES)] = arg("salvage", "What is minimised.")  # type: ignore[valid-type]
     sampling: Literal[tuple(LAWS)] | None = arg(  # type: ignore[valid-type]
         None,
@@ -103,19 +108,23 @@ class ExplainerTask(Task):
         self.args, self.accelerator, self.objective = args, accelerator, OBJECTIVES[args.objective]
         with accelerator.main_process_first():
             self.classifier = MaskedClassifier.from_pretrained(
-                args.model_name_or_path, masking=args.masking, mixed_precision=accelerator.mixed_precision
+                args.model_name_or_path,
+                masking=args.masking,
+                patch_size=args.patch_size,
+                mixed_precision=accelerator.mixed_precision,
+            ).to(accelerator.device)
+            # Before the images are read, because it refuses classifiers that need another backbone.
+            model = new_explainer(
+                self.classifier,
+                args.explainer_backbone,
+                objective=args.objective,
+                paired_values=self.objective.paired_values,
             ).to(accelerator.device)
         self.processor = self.classifier.processor
         config = self.classifier.config if args.target == "label" else None
         train_split, eval_split = load_splits(args)
         self.train_images = processed_images(args, accelerator, train_split, self.processor, config, args.num_views)
         self.eval_images = processed_images(args, accelerator, eval_split, self.processor, config)
-        model = SalvageModel.from_classifier(
-            self.classifier.classifier,
-            objective=args.objective,
-            paired_values=self.objective.paired_values,
-            explained_classifier=provenance(self.classifier),
-        ).to(accelerator.device)
         freeze_mask_token(model.backbone)
         if args.freeze_backbone:
             model.backbone.requires_grad_(False)
@@ -123,13 +132,14 @@ class ExplainerTask(Task):
                 images: all_patch_features(accelerator, model, images, args.per_device_eval_batch_size)
                 for images in (self.train_images, self.eval_images)
             }
-        self.model = model
+        self.model: SalvageModel = model
         self.eval_loader = accelerator.prepare(image_loader(self.eval_images, args.per_device_eval_batch_size))
 
     def made_with(self) -> dict[str, str]:
-        """Digests of classifier, image processor and images."""
+        """Digests of classifier, the explainer's first backbone, image processor and images."""
         return {
             "classifier_content": fingerprint(self.classifier.classifier),
+            "backbone_content": digest(fingerprint(self.model.backbone), repr(self.model.config.channel_map)),
             "processor_content": processing_digest(self.processor),
             "training_images": content_of(self.train_images),
             "validation_images": content_of(self.eval_images),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, MobileViTImageProcessor
 
-from salvage_hf.data.processors import process, processed_size, to_pictures
+from salvage_hf.data.processors import channel_map, process, processed_size, to_pictures
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,58 @@ def test_pictures_of_padded_pixel_values(save_processor, tmp_path, pad_size):
     pixel_values = process(processor, [Image.fromarray(colours)])
     assert pixel_values.shape[-2:] == (pad_size["height"], pad_size["width"])
     assert np.array_equal(to_pictures(pixel_values, processor)[0, :16, :16].numpy(), colours[2:18, 2:18])
+
+
+SIZE = {"size": {"height": 16, "width": 16}}
+PROCESSORS = {
+    "half": {},
+    "imagenet": {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+    "not normalised": {"do_normalize": False},
+    "grey": {"image_mean": [0.5], "image_std": [0.25]},
+    "padded": {"crop_size": {"height": 24, "width": 32}},
+}
+
+
+@pytest.fixture
+def processor_of(save_processor, tmp_path):
+    def build(name):
+        if name == "exchanged":  # blue, green, red, of 0 to 1
+            return MobileViTImageProcessor(**SIZE, crop_size=SIZE["size"])
+        save_processor(tmp_path, **PROCESSORS[name])
+        return AutoImageProcessor.from_pretrained(tmp_path)
+
+    return build
+
+
+@pytest.mark.parametrize("wanted", ["half", "imagenet", "exchanged", "grey"])
+@pytest.mark.parametrize("given", [*PROCESSORS, "exchanged"])
+def test_pixel_values_are_made_from_those_of_another_processor(processor_of, given, wanted):
+    given, wanted, rng = processor_of(given), processor_of(wanted), np.random.default_rng(0)
+    is_grey = 1 in (len(getattr(processor, "image_mean", None) or [0, 0, 0]) for processor in (given, wanted))
+    found = channel_map(given, wanted)
+    if found is None:
+        size = len(process(given, [Image.new("RGB", (16, 16))])[0])
+        found = torch.eye(size, size + 1).tolist()
+    for _ in range(5):
+        picture = Image.new("RGB", (16, 16), tuple(rng.integers(0, 256, 3).tolist()))
+        if is_grey:
+            picture = picture.convert("L").convert("RGB")
+        have, want = (process(processor, [picture])[0].flatten(1) for processor in (given, wanted))
+        have, want = (values[:, values.shape[1] // 2 + 8] for values in (have, want))  # in the middle, no padding
+        for (*factors, constant), channel in zip(found, want.tolist(), strict=True):
+            made = sum(factor * value for factor, value in zip(factors, have.tolist(), strict=True)) + constant
+            assert made == pytest.approx(channel, abs=0.02 if is_grey else 1e-4)  # a grey value is rounded
+
+
+def test_nothing_is_changed_where_processors_agree(processor_of):
+    assert channel_map(processor_of("half"), processor_of("padded")) is None
+    assert channel_map(processor_of("half"), processor_of("imagenet")) is not None
+
+
+def test_a_processor_that_mixes_colours_up_is_refused(processor_of):
+    def grey_of_three(picture, return_tensors):
+        values = torch.tensor(np.asarray(picture.convert("L"), dtype=np.float32))
+        return {"pixel_values": values.expand(1, 3, -1, -1)}
+
+    with pytest.raises(ValueError, match="gives 3 channels that do not tell all colours apart"):
+        channel_map(grey_of_three, processor_of("half"))

@@ -546,6 +546,7 @@ def test_answers_that_are_nan_name_the_image(arguments, monkeypatch):
         logits[pixel_values.flatten(1).mean(dim=1) < -1, 1] = torch.nan
         return SimpleNamespace(logits=logits)
 
+    nan_of_the_black_image.config = SimpleNamespace()
     pixels = torch.rand(3, 3, 4, 4) - 2 * torch.tensor([0, 1, 0])[:, None, None, None]
     images = [{"pixel_values": image, "ids": index} for index, image in enumerate(pixels)]
     with pytest.raises(ValueError, match=r"classifier answers NaN or infinity to \['b'\]: leave them out, or give"):

@@ -25,7 +25,7 @@ def is_of(value, hint) -> bool:
     text = str(hint).replace("<class '", "").replace("'>", "")
     names = {bool: ["bool"], int: ["int", "float"], float: ["float"], str: ["str"]}
     if value is None:
-        return "None" in text
+        return "None" in text or "Optional" in text
     if isinstance(value, list):
         kinds = [[f"list[{name}]" for name in names.get(type(item), [])] for item in value]
         return "list[" in text and all(any(kind in text for kind in of_item) for of_item in kinds)

@@ -32,7 +32,7 @@ def first_layer(classifier):
 # The literal versions
 
 
-def attention_masked_logits(classifier, pixel_values, subset, num_prefix):
+def attention_masked_logits(classifier, pixel_values, subset, num_prefix, **options):
     """Image [C, H, W], subset [N]: all tokens pass all layers; hidden ones are masked as keys in every attention."""
     visible = torch.cat([torch.ones(num_prefix, dtype=torch.bool), subset])
 
@@ -45,7 +45,7 @@ def attention_masked_logits(classifier, pixel_values, subset, num_prefix):
     model = copy.deepcopy(classifier)
     model.set_attn_implementation("hidden_keys")
     with torch.no_grad():
-        tokens = model.base_model(pixel_values[None]).last_hidden_state[0]
+        tokens = model.base_model(pixel_values[None], **options).last_hidden_state[0]
         if hasattr(model, "distillation_classifier"):
             return (model.cls_classifier(tokens[0]) + model.distillation_classifier(tokens[1])) / 2
         if not classifier.config.model_type.startswith("dinov2"):
@@ -475,6 +475,29 @@ def test_default_masking(tiny_classifier, family, masking):
     assert masked(tiny_classifier(family)).masking == masking
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "masking", "patch_size", "has_tokens"),
+    [
+        ("dinov2", {}, "drop", 4, True),
+        ("dinov2", {"patch_size": 4}, "drop", 4, True),
+        ("vit", {"patch_size": 8}, "zero", 8, False),
+        ("vit", {"masking": "mean"}, "mean", 4, True),
+        ("beit", {}, "zero", 4, False),  # whose tokens cannot be dropped: its positions lie between all of them
+        ("swin", {"patch_size": 4}, "zero", 4, False),
+    ],
+)
+def test_masking_and_patches_are_chosen(tiny_classifier, caplog, family, options, masking, patch_size, has_tokens):
+    with caplog.at_level("INFO", "salvage_hf"):
+        v = MaskedClassifier(tiny_classifier(family), **options)
+    assert (v.masking, v.patch_size, v.has_tokens) == (masking, patch_size, has_tokens)
+    said = [record.message for record in caplog.records]
+    if "masking" in options:
+        assert said == []
+    else:
+        (line,) = said
+        assert line.startswith(f"masking='{masking}': hidden patches of {patch_size} x {patch_size} pixels")
+
+
 @pytest.mark.parametrize("size", [[16, 16], (16, 24)])
 def test_vit_with_an_image_size_of_two_sides(tiny_classifier, images, size):
     classifier = tiny_classifier("vit", image_size=size)
@@ -508,7 +531,7 @@ def test_models_that_are_no_image_classifiers_are_refused():
         ("vit", {"masking": "mask_token"}, "needs a model with a mask_token .DINOv2., got a vit model"),
         ("resnet", {}, "patch_size is needed for a resnet"),
         ("dinov2", {"masking": "noise"}, "masking must be one of .* got 'noise'"),
-        ("dinov2", {"patch_size": 8}, "patch_size=8 differs from the model's own 4"),
+        ("dinov2", {"masking": "drop", "patch_size": 8}, "patch_size=8 differs from the model's own 4"),
         ("resnet", {"patch_size": 0}, "patch_size must be a whole number of at least 1, got 0"),
     ],
 )
@@ -523,7 +546,7 @@ def test_mask_token_needs_a_mask_token(tiny_classifier):
 
 
 def test_multi_label_classifiers_are_refused(tiny_classifier):
-    with pytest.raises(ValueError, match="multi_label"):
+    with pytest.raises(ValueError, match=r"'multi_label_classification': each label .* needs one map per label"):
         MaskedClassifier(tiny_classifier("dinov2", problem_type="multi_label_classification"))
 
 
@@ -534,11 +557,29 @@ def test_images_that_patches_do_not_divide_are_refused(tiny_classifier, images):
             v.logits(images(1, height, width), random_subsets(1, 1))
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 24), (24, 16), (16, 24)])
-@pytest.mark.parametrize("family", ["vit", "deit"])
-def test_image_sizes_a_vit_has_no_positions_for_are_refused(tiny_classifier, images, family, height, width):
-    with pytest.raises(ValueError, match=f"{height} x {width} pixels; the positions .* are for 16 x 16"):
-        masked(tiny_classifier(family)).logits(images(1, height, width), random_subsets(1, 1, height * width // 16))
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (24, 16), (8, 20)])
+@pytest.mark.parametrize(("family", "masking"), [("vit", "drop"), ("deit", "drop"), ("vit", "zero"), ("beit", "zero")])
+def test_fixed_positions_are_interpolated_for_other_image_sizes(
+    tiny_classifier, images, family, masking, height, width
+):
+    classifier = tiny_classifier(family)
+    v, pixel_values = masked(classifier, masking), images(2, height, width)
+    subsets = random_subsets(2, 3, height * width // 16)
+    subsets[:, 0] = True
+    logits = v.logits(pixel_values, subsets)
+    with torch.no_grad():
+        expected = classifier(pixel_values, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(logits[:, 0], expected, rtol=0, atol=1e-5)
+    for m in (1, 2):
+        if masking == "drop":
+            literal = attention_masked_logits(
+                classifier, pixel_values[0], subsets[0, m], NUM_PREFIX[family], interpolate_pos_encoding=True
+            )
+        else:
+            shown = torch.from_numpy(literal_pixels(pixel_values[0].numpy(), subsets[0, m].numpy(), masking))
+            with torch.no_grad():
+                literal = classifier(shown[None], interpolate_pos_encoding=True).logits[0]
+        torch.testing.assert_close(logits[0, m], literal, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("masking", ["drop", "mask_token", "zero"])

@@ -257,8 +257,8 @@ def test_from_classifier_keeps_the_class_it_is_called_on(tiny_classifier):
 
 
 def test_from_classifier_refuses_other_models(tiny_classifier):
-    with pytest.raises(ValueError, match=r"ViTForImageClassification \(model type 'vit'\)"):
-        SalvageModel.from_classifier(tiny_classifier("vit"))
+    with pytest.raises(ValueError, match=r"SwinForImageClassification \(model type 'swin'\)"):
+        SalvageModel.from_classifier(tiny_classifier("swin"))
     with pytest.raises(ValueError, match="Dinov2Model, a backbone without a classification head"):
         SalvageModel.from_classifier(tiny_classifier().base_model)
 

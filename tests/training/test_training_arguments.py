@@ -66,7 +66,7 @@ def test_the_defaults_are_the_papers_recipe_but_for_the_exponent():
     args = HfArgumentParser(ExplainerArguments).parse_args_into_dataclasses(["--model_name_or_path", "x"])[0]
     assert (args.new_subsets, args.per_device_train_batch_size) == (32, 64)
     assert (args.learning_rate, args.weight_decay) == (1e-5, 1e-5)
-    assert (args.sampling, args.masking, args.target, args.objective) == ("guided", "drop", "label", "salvage")
+    assert (args.sampling, args.masking, args.target, args.objective) == ("guided", None, "label", "salvage")
     assert args.freeze_backbone is False
     assert args.guidance_exponent == 4
     words = ["--model_name_or_path", "x", "--guidance_exponent", "1"]
