@@ -1,11 +1,12 @@
-"""Facts about each family of vision transformers: where its tokens, blocks, norms and heads are.
+"""Facts about families of models: where tokens, blocks, norms and heads are, and how they take images of any size.
 
 Masking and attribution methods read them here, and never test a model for its attributes. A family that is built like
-one of these needs only an entry of `FAMILIES`.
+ViT needs only an entry of `FAMILIES`, one whose last tokens lie on a grid an entry of `TOKEN_STRIDES`.
 """
 
 import copy
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ def _has_gated_mlp(config: Any) -> bool:
     return config.use_swiglu_ffn
 
 
+def _merged_patches(config: Any) -> int:
+    return config.patch_size * 2 ** (len(config.depths) - 1)
+
+
+def _patches_of_vision_config(config: Any) -> int:
+    return config.vision_config.patch_size
+
+
 @dataclass(frozen=True)
 class VisionFamily:
     """A family of vision transformers whose tokens are patches, so that hidden patches can be dropped.
@@ -56,7 +65,8 @@ class VisionFamily:
         norms: names of a block's two norms.
         layer_scales: names of the modules that scale what attention and MLP add; None where there are none.
         pools_patches: whether the head sees [CLS, mean of the patches] rather than CLS alone.
-        fixed_positions: whether the position embeddings fit the configured image size only.
+        fixed_positions: whether the position embeddings are those of the configured image size, and others are
+            interpolated only where a forward is told to.
         mask_token: config -> whether there is a learned token that replaces hidden patches.
         gated_mlp: config -> whether a block's MLP has a gate (SwiGLU, in DINOv2's largest model).
     """
@@ -103,6 +113,14 @@ FAMILIES = {
     "dinov2_with_registers": VisionFamily(_cls_and_registers, mask_token=_yes, **_DINOV2),
     "vit": VisionFamily(_cls),
     "deit": VisionFamily(_cls_and_distillation),
+}
+
+#: transformers' model type -> config -> pixels along the side of what one token stands for, where the last layer's
+#: tokens are those places alone (no CLS), row by row. Swin merges 2 x 2 patches between its stages, SigLIP none.
+TOKEN_STRIDES: dict[str, Callable[[Any], int]] = {
+    "swin": _merged_patches,
+    "swinv2": _merged_patches,
+    "siglip": _patches_of_vision_config,
 }
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -160,6 +178,14 @@ def with_attention(model: Module, implementation: str) -> Module:
     return _changed(model, change)
 
 
+def with_output_hook(module: Module, hook: Callable[[str, Any], None]) -> Module:
+    """A view of a module that tells, as each of its parts is done, the part's dotted path and its output."""
+    view = _changed(module, lambda part: None)
+    for path, part in view.named_modules():
+        part.register_forward_hook(lambda part, inputs, output, path=path: hook(path, output))
+    return view
+
+
 def _changed(module: Module, change: Callable[[nn.Module], None]) -> Module:
     """A view of a module and of all its parts, each of which a function has changed."""
     view = view_of(module)
@@ -181,6 +207,31 @@ def execution_device(model: PreTrainedModel) -> torch.device:
         if device is not None:
             return torch.device(device)
     return model.device
+
+
+def stated_image_size(config: Any) -> Any:
+    """The size of images that a config states, of SigLIP in a part of its own; None where it states none."""
+    return getattr(getattr(config, "vision_config", config), "image_size", None)
+
+
+def position_options(module: nn.Module, config: Any, pixel_values: torch.Tensor) -> dict[str, bool]:
+    """The arguments that make a model's `forward`, or that of its embeddings, take these images [B, C, H, W].
+
+    transformers interpolates positions, as ViT, DeiT, SigLIP and BEiT need for other images than the config states, by
+    `interpolate_pos_encoding=True`. It is not passed for images of the stated size, for which nothing may change, nor
+    where that is no square, of which transformers would interpolate the positions in a wrong order.
+    """
+    stated = stated_image_size(config)
+    height, width = (stated, stated) if isinstance(stated, int) else stated or (None, None)
+    takes = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
+    if takes and height == width and pixel_values.shape[-2:] != (height, width):
+        return {"interpolate_pos_encoding": True}
+    return {}
+
+
+def image_logits(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The logits [B, K] of whole images [B, C, H, W], of any size that the classifier can take."""
+    return classifier(pixel_values, **position_options(classifier, classifier.config, pixel_values)).logits
 
 
 def embeddings_of(classifier: PreTrainedModel) -> nn.Module:

@@ -16,7 +16,14 @@ from ..data.processors import processed_size
 from ..pretrained import load_model, load_processor
 from ..targets import activation
 from ..tensors import described, is_dense, one_of, processed_images, whole_number
-from ..vision_families import FAMILIES, VisionFamily, execution_device, in_dtype, with_submodule
+from ..vision_families import (
+    FAMILIES,
+    VisionFamily,
+    execution_device,
+    in_dtype,
+    stated_image_size,
+    with_submodule,
+)
 from .strategies import STRATEGIES, Embedded, Masking, as_two_sides, embed_tokens
 
 
@@ -73,7 +80,7 @@ class MaskedClassifier(nn.Module):
         # DINOv2's config states the size of its position grid (518), not that of its images.
         states_size = not family or family.fixed_positions
         if image_size is None and states_size:
-            image_size = getattr(config, "image_size", None)
+            image_size = stated_image_size(config)
         self.image_size = None if image_size is None else as_two_sides("image_size", image_size)
         self._chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, 1)
         self.mixed_precision = one_of("mixed_precision", mixed_precision, _DTYPES)
@@ -192,7 +199,10 @@ class MaskedClassifier(nn.Module):
     def token_family(self) -> VisionFamily:
         """The classifier's family; raises ValueError where it has none, or `patch_size` is not that of its tokens."""
         if self.family is None:
-            raise ValueError(f"a {self.config.model_type} model has no tokens; use one of {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"how the tokens of a {self.config.model_type} model pass its blocks, if it has any, is not known; "
+                f"use one of {', '.join(FAMILIES)}"
+            )
         own = _square_side(self.config.patch_size)
         if self.patch_size != own:
             raise ValueError(f"tokens are patches of {own} pixels, got patch_size={self.patch_size}")
@@ -314,8 +324,18 @@ def check_classifier(classifier: Any) -> None:
             f"classifier is a {type(classifier).__name__}, which has no classification head; "
             "load it with AutoModelForImageClassification"
         )
+    if classifier.config.model_type == "siglip2":
+        raise ValueError(
+            "classifier is a siglip2 model (NaFlex), which takes lists of patches of images of any shape: it has no "
+            "fixed grid of patches to explain; SigLIP 2 of a fixed size has the model type siglip"
+        )
     problem = classifier.config.problem_type
-    if problem in ("multi_label_classification", "regression"):
+    if problem == "multi_label_classification":
+        raise ValueError(
+            f"problem_type is {problem!r}: one sigmoid per label needs one map per label, and Salvage explains one "
+            "softmax or one sigmoid"
+        )
+    if problem == "regression":
         raise ValueError(f"problem_type is {problem!r}; Salvage explains one softmax or one sigmoid")
 
 
