@@ -125,9 +125,10 @@ def test_a_batch_gives_the_maps_of_single_images(build, images, name):
     assert not torch.equal(together[0], together[1])
 
 
+@pytest.mark.parametrize("family", ["dinov2_with_registers", "vit", "deit"])
 @pytest.mark.parametrize("name", METHODS)
-def test_images_of_another_size_have_their_own_grid(build, images, name):
-    method, _ = build(name)
+def test_images_of_another_size_have_their_own_grid(build, images, name, family):
+    method, _ = build(name, family)
     assert method(images(1, 16, 24), torch.tensor([1])).shape == (1, 24)
 
 

@@ -151,12 +151,14 @@ def test_a_layer_is_not_taken_for_the_last_one_because_it_is_done_last(build, im
 # The maps
 
 
-@pytest.mark.parametrize(
-    ("patch_size", "height", "width"), [(4, 16, 16), (2, 16, 24), (8, 32, 16)], ids=["4", "2, wide", "8, high"]
-)
-@pytest.mark.parametrize("family", LAYERS)
-@pytest.mark.parametrize("name", METHODS)
-def test_maps_equal_their_slow_twin(build, images, family, name, patch_size, height, width):
+#: Every method on every family, but for one of which the literal version takes long, and GradCAM on more grids.
+CASES = [(name, family, 2, 16, 24) for name in METHODS for family in LAYERS]
+CASES.remove(("ablationcam", "mobilenet_v2", 2, 16, 24))
+CASES += [("gradcam", family, *case) for family in LAYERS for case in ((4, 16, 16), (8, 32, 16))]
+
+
+@pytest.mark.parametrize(("name", "family", "patch_size", "height", "width"), CASES)
+def test_maps_equal_their_slow_twin(build, images, name, family, patch_size, height, width):
     v, pixel_values, targets = build(family, patch_size), images(2, height, width), torch.tensor([0, 2])
     maps = attribution_methods.load(name, classifier=v)(pixel_values, targets)
     slow, model = globals()[f"slow_{name}"], copy.deepcopy(v.classifier)
@@ -191,7 +193,7 @@ def test_maps_of_vision_transformers_come_to_other_patches_too(build, images, fa
         torch.testing.assert_close(patches, expected)
 
 
-@pytest.mark.parametrize("family", LAYERS)
+@pytest.mark.parametrize("family", ["resnet", "swin"])
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_and_chunks_change_no_map(tiny_classifier, images, family, name):
     classifier, pixel_values, targets = tiny_classifier(family), images(3), torch.tensor([0, 2, 1])
@@ -287,10 +289,10 @@ def test_saliency_of_every_family(build, images, family):
         torch.testing.assert_close(maps[index], torch.stack(expected), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["convnext", "swin", "siglip", "beit"])
+@pytest.mark.parametrize("family", ["convnext", "swin", "beit"])
 def test_integrated_gradients_are_complete(build, images, family):
     v, pixel_values = build(family), images(2)
-    maps = attribution_methods.load("integrated_gradients", classifier=v, num_steps=400)(pixel_values, [0, 2])
+    maps = attribution_methods.load("integrated_gradients", classifier=v, num_steps=200)(pixel_values, [0, 2])
     with torch.no_grad():
         gained = (v.classifier(pixel_values).logits - v.classifier(0 * pixel_values).logits)[[0, 1], [0, 2]]
     torch.testing.assert_close(maps.sum(dim=1), gained, rtol=3e-2, atol=3e-3)
@@ -322,9 +324,13 @@ def test_an_image_seen_around_every_layer_is_refused(build, images):
             self.left, self.right = encoder, copy.deepcopy(encoder)
 
         def forward(self, hidden_states, **kwargs):
-            output = self.left(hidden_states, **kwargs)
-            output.last_hidden_state = output.last_hidden_state + self.right(hidden_states, **kwargs)[0]
+            output = self.left(*hidden_states, **kwargs)
+            output.last_hidden_state = output.last_hidden_state + self.right(*hidden_states, **kwargs)[0]
             return output
+
+    class NoLayer(nn.Module):
+        def forward(self, pixel_values):
+            return (pixel_values,)
 
     v = build("resnet")
     v.classifier.resnet.embedder, v.classifier.resnet.encoder = NoLayer(), TwoWays(v.classifier.resnet.encoder)

@@ -5,7 +5,14 @@ import pytest
 import torch
 from partial_images import N, TokenCounter, masked, random_subsets
 from torch import nn
-from transformers import AttentionInterface, AutoModelForImageClassification, Dinov2Config, Dinov2Model
+from transformers import (
+    AttentionInterface,
+    AutoModelForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+)
 
 from salvage_hf import subsets
 from salvage_hf.masking import MaskedClassifier
@@ -523,8 +530,17 @@ def test_mask_token_needs_a_mask_token(tiny_classifier):
 
 
 def test_multi_label_classifiers_are_refused(tiny_classifier):
-    with pytest.raises(ValueError, match="multi_label"):
+    with pytest.raises(ValueError, match="'multi_label_classification': one sigmoid per label needs one map per label"):
         MaskedClassifier(tiny_classifier("dinov2", problem_type="multi_label_classification"))
+
+
+def test_classifiers_without_a_fixed_grid_are_refused():
+    config = Siglip2Config(
+        vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+        text_config={"hidden_size": 8, "vocab_size": 8, "bos_token_id": 1, "eos_token_id": 2},
+    )
+    with pytest.raises(ValueError, match=r"siglip2 model \(NaFlex\), .* no fixed grid of patches"):
+        MaskedClassifier(Siglip2ForImageClassification(config), patch_size=16)
 
 
 def test_images_that_patches_do_not_divide_are_refused(tiny_classifier, images):
@@ -532,13 +548,6 @@ def test_images_that_patches_do_not_divide_are_refused(tiny_classifier, images):
     for height, width in ((18, 16), (16, 18)):
         with pytest.raises(ValueError, match=f"{height} x {width} pixels is not divided by patches of 4 x 4"):
             v.logits(images(1, height, width), random_subsets(1, 1))
-
-
-@pytest.mark.parametrize(("height", "width"), [(24, 24), (24, 16), (16, 24)])
-@pytest.mark.parametrize("family", ["vit", "deit"])
-def test_image_sizes_a_vit_has_no_positions_for_are_refused(tiny_classifier, images, family, height, width):
-    with pytest.raises(ValueError, match=f"{height} x {width} pixels; the positions .* are for 16 x 16"):
-        masked(tiny_classifier(family)).logits(images(1, height, width), random_subsets(1, 1, height * width // 16))
 
 
 @pytest.mark.parametrize("masking", ["drop", "mask_token", "zero"])
