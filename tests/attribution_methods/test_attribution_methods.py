@@ -5,6 +5,7 @@ import math
 import networkx
 import pytest
 import torch
+from method_options import CHEAP
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from salvage_hf import MaskedClassifier, attribution_methods
@@ -20,15 +21,6 @@ from salvage_hf.objectives import OBJECTIVES
 
 FAMILIES = {"dinov2": 1, "dinov2_with_registers": 4, "vit": 1, "deit": 2}  # name -> tokens before the patches
 METHODS = list(attribution_methods.REGISTRY)
-#: Options that make a method fast enough for tests.
-CHEAP = {
-    "rise": {"budget": 40},
-    "kernelshap": {"budget": 60},
-    "svarm": {"budget": 100},
-    "salvage_refined": {"budget": 40},
-    "smoothgrad": {"num_samples": 3},
-    "integrated_gradients": {"num_steps": 8},
-}
 N = 16
 
 
