@@ -1,7 +1,7 @@
-"""Facts about each family of vision transformers: where its tokens, blocks, norms and heads are.
+"""Facts about families of models: where tokens, blocks, norms and heads are, and how they take images of any size.
 
 Masking and attribution methods read them here, and never test a model for its attributes. A family that is built like
-one of these needs only an entry of `FAMILIES`.
+ViT needs only an entry of `FAMILIES`, one whose last tokens lie on a grid an entry of `TOKEN_STRIDES`.
 """
 
 import copy
@@ -48,6 +48,14 @@ def _has_gated_mlp(config: Any) -> bool:
     return config.use_swiglu_ffn
 
 
+def _merged_patches(config: Any) -> int:
+    return config.patch_size * 2 ** (len(config.depths) - 1)
+
+
+def _patches_of_vision_config(config: Any) -> int:
+    return config.vision_config.patch_size
+
+
 @dataclass(frozen=True)
 class VisionFamily:
     """A family of vision transformers whose tokens are patches, so that hidden patches can be dropped.
@@ -58,8 +66,8 @@ class VisionFamily:
         norms: names of a block's two norms.
         layer_scales: names of the modules that scale what attention and MLP add; None where there are none.
         pools_patches: whether the head sees [CLS, mean of the patches] rather than CLS alone.
-        fixed_positions: whether the config states the size of the images, and position embeddings are interpolated
-            for other sizes only on request.
+        fixed_positions: whether the position embeddings are those of the configured image size, and others are
+            interpolated only where a forward is told to.
         mask_token: config -> whether there is a learned token that replaces hidden patches.
         gated_mlp: config -> whether a block's MLP has a gate (SwiGLU, in DINOv2's largest model).
     """
@@ -108,6 +116,14 @@ FAMILIES = {
     "deit": VisionFamily(_cls_and_distillation),
 }
 
+#: transformers' model type -> config -> pixels along the side of what one token stands for, where the last layer's
+#: tokens are those places alone (no CLS), row by row. Swin merges 2 x 2 patches between its stages, SigLIP none.
+TOKEN_STRIDES: dict[str, Callable[[Any], int]] = {
+    "swin": _merged_patches,
+    "swinv2": _merged_patches,
+    "siglip": _patches_of_vision_config,
+}
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -148,7 +164,7 @@ def in_dtype(module: Module, dtype: torch.dtype) -> Module:
         return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
     def changes(part: nn.Module) -> dict[str, Any]:
-        registries = {"_parameters": part._parameters, "_buffers": part._buffers}
+        registries: dict[str, dict[str, Any]] = {"_parameters": part._parameters, "_buffers": part._buffers}
         return {
             name: {key: cast(tensor) for key, tensor in registry.items()}
             for name, registry in registries.items()
@@ -172,6 +188,14 @@ def with_attention(model: Module, implementation: str) -> Module:
         return {"config": changed[id(config)]}
 
     return _changed(model, changes)
+
+
+def with_output_hook(module: Module, hook: Callable[[str, Any], None]) -> Module:
+    """A view of a module that tells, as each of its parts is done, the part's dotted path and its output."""
+    view = _changed(module, lambda part: {"training": part.training})  # a view of every part: each gets a hook
+    for path, part in view.named_modules():
+        part.register_forward_hook(lambda part, inputs, output, path=path: hook(path, output))
+    return view
 
 
 def _changed(module: Module, changes: Callable[[nn.Module], dict[str, Any]]) -> Module:
@@ -209,34 +233,34 @@ def execution_device(model: PreTrainedModel) -> torch.device:
     return model.device
 
 
+def stated_image_size(config: Any) -> Any:
+    """The size of images that a config states, of SigLIP in a part of its own; None where it states none."""
+    return getattr(getattr(config, "vision_config", config), "image_size", None)
+
+
+def position_options(module: nn.Module, config: Any, pixel_values: torch.Tensor) -> dict[str, bool]:
+    """The arguments that make a model's `forward`, or that of its embeddings, take these images [B, C, H, W].
+
+    transformers interpolates positions, as ViT, DeiT, SigLIP and BEiT need for other images than the config states, by
+    `interpolate_pos_encoding=True`. It is not passed for images of the stated size, for which nothing may change, nor
+    where that is no square, of which transformers would interpolate the positions in a wrong order.
+    """
+    stated = stated_image_size(config)
+    height, width = (stated, stated) if isinstance(stated, int) else stated or (None, None)
+    takes = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
+    if takes and height == width and pixel_values.shape[-2:] != (height, width):
+        return {"interpolate_pos_encoding": True}
+    return {}
+
+
+def image_logits(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The logits [B, K] of whole images [B, C, H, W], of any size that the classifier can take."""
+    return classifier(pixel_values, **position_options(classifier, classifier.config, pixel_values)).logits
+
+
 def embeddings_of(classifier: PreTrainedModel) -> nn.Module:
     """The module that makes tokens with positions from pixels."""
     return classifier.get_submodule(f"{classifier.base_model_prefix}.embeddings")
-
-
-def options_of_size(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, bool]:
-    """What a model's forward needs for these images [B, C, H, W]: whether to interpolate its position embeddings.
-
-    It does so where the images have another size than those in its config, and transformers offers it for the model.
-    """
-    size = getattr(model.config, "image_size", None)
-    sides = (size, size) if isinstance(size, int) else size
-    if sides is None or tuple(sides) == tuple(pixel_values.shape[-2:]):
-        return {}
-    offered = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    return {"interpolate_pos_encoding": True} if offered else {}
-
-
-def logits_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The logits of whole images, whatever their size: [B, C, H, W] -> [B, K]."""
-    return model(pixel_values, **options_of_size(model, pixel_values)).logits
-
-
-def interpolating(classifier: PreTrainedModel) -> PreTrainedModel:
-    """A view of a vision transformer with fixed positions that interpolates them for images of any size."""
-    return with_submodule(
-        classifier, f"{classifier.base_model_prefix}.embeddings", _Interpolating(embeddings_of(classifier))
-    )
 
 
 def on_tokens(classifier: PreTrainedModel) -> PreTrainedModel:
@@ -253,17 +277,6 @@ def freeze_mask_token(base_model: Any) -> None:
     for name, parameter in base_model.named_parameters():
         if name == "embeddings.mask_token":
             parameter.requires_grad_(False)
-
-
-class _Interpolating(nn.Module):
-    """Replaces a model's embeddings by the same ones, with their positions interpolated."""
-
-    def __init__(self, embeddings: nn.Module):
-        super().__init__()
-        self.embeddings, self.patch_embeddings = embeddings, embeddings.patch_embeddings  # ViT reads the latter's dtype
-
-    def forward(self, pixel_values: torch.Tensor, **options) -> torch.Tensor:
-        return self.embeddings(pixel_values, **{**options, "interpolate_pos_encoding": True})
 
 
 class _TokensAsInput(nn.Module):

@@ -17,6 +17,8 @@ from transformers import (
     AutoModel,
     BeitConfig,
     BeitForImageClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -25,8 +27,16 @@ from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
     DINOv3ViTConfig,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    MobileViTConfig,
+    MobileViTForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
     SwinConfig,
     SwinForImageClassification,
     ViTConfig,
@@ -54,6 +64,11 @@ hypothesis.settings.load_profile("salvage")
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
+
+def pytest_addoption(parser):
+    parser.addoption("--write-table", action="store_true", help="write the table of docs/support.md anew")
+
+
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}
 FAMILIES = {
     "dinov2": (Dinov2ForImageClassification, Dinov2Config, {**VIT, "mlp_ratio": 2}),
@@ -76,6 +91,57 @@ FAMILIES = {
         SwinForImageClassification,
         SwinConfig,
         {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    ),
+    "siglip": (
+        SiglipForImageClassification,
+        SiglipConfig,
+        {"vision_config": {**VIT, "intermediate_size": 64}, "text_config": {"bos_token_id": 1, "eos_token_id": 2}},
+    ),
+    "convnext": (
+        ConvNextForImageClassification,
+        ConvNextConfig,
+        {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 2},
+    ),
+    "efficientnet": (
+        EfficientNetForImageClassification,
+        EfficientNetConfig,
+        {
+            "image_size": 16,
+            "kernel_sizes": [3, 3],
+            "in_channels": [32, 32],
+            "out_channels": [32, 32],
+            "depthwise_padding": [],
+            "strides": [1, 2],
+            "num_block_repeats": [1, 1],
+            "expand_ratios": [1, 2],
+            "width_coefficient": 0.25,
+            "depth_coefficient": 1.0,
+            "hidden_dim": 320,  # a quarter of the 1280 that transformers has in its code
+        },
+    ),
+    "mobilenet_v2": (
+        MobileNetV2ForImageClassification,
+        MobileNetV2Config,
+        {
+            "image_size": 16,
+            "depth_multiplier": 0.1,
+            "min_depth": 4,
+            "depth_divisible_by": 4,
+            "output_stride": 8,
+            "finegrained_output": False,
+        },
+    ),
+    "mobilevit": (
+        MobileViTForImageClassification,
+        MobileViTConfig,
+        {
+            "image_size": 16,
+            "hidden_sizes": [8, 12, 16],
+            "neck_hidden_sizes": [4, 4, 8, 8, 8, 8, 16],
+            "num_attention_heads": 2,
+            "output_stride": 8,
+            "last_hidden_state_dropout": 0.0,
+        },
     ),
 }
 

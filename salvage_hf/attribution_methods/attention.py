@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..masking import MaskedClassifier
-from ..vision_families import copy_sharing_weights
+from ..vision_families import copy_sharing_weights, position_options
 from .registry import Method, register
 
 
@@ -89,6 +89,7 @@ def _attention_maps(classifier: MaskedClassifier) -> Callable[[torch.Tensor], tu
         # in the classifier does not reach an older copy.
         model = copy_sharing_weights(classifier.classifier)
         model.set_attn_implementation("eager")
-        return model(pixel_values, output_attentions=True).attentions, classifier.num_prefix_tokens
+        options = position_options(model, model.config, pixel_values)
+        return model(pixel_values, output_attentions=True, **options).attentions, classifier.num_prefix_tokens
 
     return attentions

@@ -1,4 +1,12 @@
-"""Class activation mapping: feature maps, weighted and summed (the first category of the paper's section 2)."""
+"""Class activation mapping: feature maps, weighted and summed (the first category of the paper's section 2).
+
+Which layer gives the feature maps, of a CNN or a transformer, and how a map comes to the grid of patches says
+`feature_maps`. captum computes GradCAM, because its layers take any module; it has none of the other three. A further
+dependency for these (pytorch-grad-cam) would save little: they are a few lines each, and it asks its user for the layer
+and the shape of tokens, which is most of the work here.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -6,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ..masking import MaskedClassifier
 from ..targets import target_logits
-from ..vision_families import on_tokens, with_submodule
-from .feature_maps import features_of, model_with_feature_grid
+from ..vision_families import image_logits, on_tokens, with_submodule
+from .feature_maps import FeatureGrid, check_feature_maps, exchanged, features_of, model_with_feature_grid, on_patches
 from .registry import Method, register
 
 
@@ -16,20 +24,20 @@ def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """GradCAM: feature maps weighted by their mean gradient (captum's LayerGradCam), negative values set to 0."""
     from captum.attr import LayerGradCam
 
-    classifier.token_family()  # raises here, not at the first image, where the model is no known vision transformer
+    check_feature_maps(classifier)
 
     def attribute(pixel_values, targets):
         pixel_values = pixel_values.detach()
         model, grid = model_with_feature_grid(classifier, pixel_values)
 
         def score(pixel_values, targets):
-            return target_logits(model(pixel_values).logits, targets)
+            return target_logits(image_logits(model, pixel_values), targets)
 
         with torch.enable_grad():
             maps = LayerGradCam(score, grid.view).attribute(
                 pixel_values, additional_forward_args=targets, relu_attributions=True
             )
-        return maps.detach().flatten(1)
+        return on_patches(maps[:, 0].detach(), classifier.patch_grid(pixel_values))
 
     return attribute
 
@@ -37,7 +45,7 @@ def gradcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
 @register("gradcam_plus_plus", title="GradCAM++", needs="gradients", source="Chattopadhay et al., 2018")
 def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """GradCAM++: a map's weight is the sum of its positive gradients times alpha (Chattopadhay et al., eq. 19)."""
-    classifier.token_family()
+    check_feature_maps(classifier)
 
     def attribute(pixel_values, targets):
         pixel_values = pixel_values.detach()
@@ -51,85 +59,94 @@ def gradcam_plus_plus(classifier: MaskedClassifier, seed: int = 0) -> Method:
         denominator = 2 * gradients**2 + total
         alpha = torch.where(denominator != 0, gradients**2 / torch.where(denominator != 0, denominator, 1), 0)
         weights = (alpha * gradients.relu()).sum(dim=(2, 3), keepdim=True)
-        return (weights * features).sum(dim=1).relu().flatten(1)
+        return on_patches((weights * features).sum(dim=1).relu(), classifier.patch_grid(pixel_values))
 
     return attribute
 
 
 @register("eigencam", title="EigenCAM", needs="activations", source="Muhammad & Yeasin, 2020")
 def eigencam(classifier: MaskedClassifier, seed: int = 0) -> Method:
-    """EigenCAM: each patch's features, projected on their first right singular vector; the same map for every class.
+    """EigenCAM: each place's features, projected on their first right singular vector; the same map for every class.
 
     A singular vector has no sign of its own: it gets the one that makes the map's sum positive. The features are not
     centred, as published; pytorch-grad-cam centres them.
     """
-    classifier.token_family()
+    check_feature_maps(classifier)
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
         model, grid = model_with_feature_grid(classifier, pixel_values)
         features, _ = features_of(model, grid, pixel_values)
-        features = features.float().flatten(2).transpose(1, 2)  # [B, N, D]
-        _, _, right = torch.linalg.svd(features, full_matrices=False)
-        maps = (features @ right[:, 0, :, None])[..., 0]
-        return maps * torch.where(maps.sum(dim=1, keepdim=True) < 0, -1, 1)
+        places = features.float().flatten(2).transpose(1, 2)  # [B, rows * columns, D]
+        _, _, right = torch.linalg.svd(places, full_matrices=False)
+        maps = (places @ right[:, 0, :, None])[..., 0]
+        maps = maps * torch.where(maps.sum(dim=1, keepdim=True) < 0, -1, 1)
+        return on_patches(maps.unflatten(1, features.shape[2:]), classifier.patch_grid(pixel_values))
 
     return attribute
 
 
-class _AblatedNorm(nn.Module):
-    """Replaces a norm, and sets channel `channels[r]` of the patch tokens in row r to 0."""
+def _logits_from_maps(
+    classifier: MaskedClassifier, model: PreTrainedModel, grid: FeatureGrid, pixel_values: torch.Tensor, tokens: list
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(feature maps [R, D, rows, columns], the image of each, int64 [R]) -> logits [R, K]; the rest is the image's.
 
-    def __init__(self, norm: nn.Module, num_prefix: int):
-        super().__init__()
-        self.norm, self.num_prefix = norm, num_prefix
-        self.channels = torch.empty(0, dtype=torch.int64)
+    Args:
+        classifier: the classifier.
+        model: its view with the grid.
+        grid: the grid.
+        pixel_values: the images.
+        tokens: what entered the grid's layer, to which the last block of a vision transformer adds what it makes of it.
+    """
+    family = classifier.family
+    if family is None:
+        # All that the logits see of an image passes through the maps: one image before them is enough for any R.
+        def ask(maps, images):
+            with exchanged(grid, maps):
+                return image_logits(model, pixel_values[:1])
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(hidden_states).clone()
-        tokens[torch.arange(len(tokens), device=tokens.device), self.num_prefix :, self.channels] = 0
-        return tokens
+        return ask
+    last_block = nn.ModuleList([family.block_list(model)[-1]])
+    last_alone = on_tokens(with_submodule(model, family.blocks_path(model), last_block))
 
+    def ask_last_block(maps, images):
+        with exchanged(grid, maps):
+            return last_alone(tokens[0][images]).logits
 
-def _last_block_alone(classifier: MaskedClassifier) -> tuple[PreTrainedModel, _AblatedNorm]:
-    """A view of the classifier that runs its last block on the tokens entering it, and this block's first norm."""
-    family = classifier.token_family()
-    last, name = family.block_list(classifier.classifier)[-1], family.norms[0]
-    ablated = _AblatedNorm(last.get_submodule(name), classifier.num_prefix_tokens)
-    last_alone = nn.ModuleList([with_submodule(last, name, ablated)])
-    path = family.blocks_path(classifier.classifier)
-    return on_tokens(with_submodule(classifier.classifier, path, last_alone)), ablated
+    return ask_last_block
 
 
 @register("ablationcam", title="Ablation-CAM", needs="activations", source="Desai & Ramaswamy, 2020")
 def ablationcam(classifier: MaskedClassifier, seed: int = 0) -> Method:
     """Ablation-CAM: feature maps weighted by how far the target's logit falls without them.
 
-    This takes D forwards of the last block per image. Unlike Desai & Ramaswamy's, the weights are not divided by the
-    logit: that would only scale a map, or invert it where the logit is negative. The weights are small differences,
-    which half precision would round away: use float32.
+    This takes D forwards per image of what follows the maps: the last block of a vision transformer, the head of a CNN.
+    Unlike Desai & Ramaswamy's, the weights are not divided by the logit: that would only scale a map, or invert it
+    where the logit is negative. The weights are small differences, which half precision would round away: use float32.
     """
-    classifier.token_family()
+    check_feature_maps(classifier)
 
     @torch.no_grad()
     def attribute(pixel_values, targets):
         model, grid = model_with_feature_grid(classifier, pixel_values)
-        tail, ablated = _last_block_alone(classifier)
-        entering = []
-        handle = grid.register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
+        tokens: list[torch.Tensor] = []
+        handle = grid.register_forward_pre_hook(lambda module, inputs: tokens.extend(inputs[:1]))
         try:
             features, logits = features_of(model, grid, pixel_values)
         finally:
             handle.remove()
-        tokens = entering[0]
+        ask = _logits_from_maps(classifier, model, grid, pixel_values, tokens)
         batch_size, num_channels = features.shape[:2]
-        rows = torch.arange(batch_size * num_channels, device=tokens.device)
+        rows = torch.arange(batch_size * num_channels, device=features.device)
+        num_tokens = features[0, 0].numel() + grid.num_prefix
         losses = []
-        for part in rows.split(max(1, classifier.chunk_size // tokens.shape[1])):
-            images, ablated.channels = part // num_channels, part % num_channels
-            without = target_logits(tail(tokens[images]).logits, targets[images])
+        for part in rows.split(max(1, classifier.chunk_size // num_tokens)):
+            images, channels = part // num_channels, part % num_channels
+            ablated = features[images]
+            ablated[torch.arange(len(part), device=part.device), channels] = 0
+            without = target_logits(ask(ablated, images), targets[images])
             losses.append(target_logits(logits, targets)[images] - without)
         weights = torch.cat(losses).view(batch_size, num_channels, 1, 1)
-        return (weights * features).sum(dim=1).relu().flatten(1)
+        return on_patches((weights * features).sum(dim=1).relu(), classifier.patch_grid(pixel_values))
 
     return attribute

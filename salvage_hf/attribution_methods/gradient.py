@@ -5,6 +5,7 @@ import torch
 from ..keyed_random import KeyedGenerator, image_keys
 from ..masking import MaskedClassifier
 from ..targets import target_logits
+from ..vision_families import image_logits
 from .registry import Method, patch_sums, register
 
 
@@ -12,7 +13,7 @@ def _pixel_gradients(classifier: MaskedClassifier, pixel_values: torch.Tensor, t
     """Gradient of the target's logit with respect to the pixels, [B, C, H, W]."""
     pixel_values = pixel_values.detach().requires_grad_()
     with torch.enable_grad():
-        score = target_logits(classifier.classifier(pixel_values).logits, targets)
+        score = target_logits(image_logits(classifier.classifier, pixel_values), targets)
         return torch.autograd.grad(score.sum(), pixel_values)[0]
 
 
@@ -65,7 +66,7 @@ def integrated_gradients(classifier: MaskedClassifier, seed: int = 0, num_steps:
     from captum.attr import IntegratedGradients
 
     def score(pixel_values, targets):
-        return target_logits(classifier.classifier(pixel_values).logits, targets)
+        return target_logits(image_logits(classifier.classifier, pixel_values), targets)
 
     def attribute(pixel_values, targets):
         pixel_values = pixel_values.detach()

@@ -91,8 +91,6 @@ def load(name: str, classifier: MaskedClassifier, seed: int = 0, **options: Any)
 
     def attribute(pixel_values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         precise = classifier.in_float32() if method.needs in _NEED_FLOAT32 else classifier
-        if method.objective is None:  # explainers ask for v(S) alone, which knows the size
-            precise = precise.for_images(precise.as_input(pixel_values))
         attribution = function
         if precise is not classifier:  # for every call, because what is exchanged in the classifier counts from then on
             attribution = method.build(classifier=precise, seed=seed, **options)

@@ -10,6 +10,7 @@ from ..keyed_random import KeyedGenerator, image_keys
 from ..masking import MaskedClassifier, value_at
 from ..subsets import min_max_weights
 from ..targets import activation, target_probability
+from ..vision_families import image_logits
 from .feature_maps import features_of, model_with_feature_grid
 from .registry import REGISTRY, Method, patch_sums, register
 
@@ -89,7 +90,8 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
             masks = masks_of(maps_of_image, tuple(image.shape[-2:]))
             for part in masks[:, None].split(max(1, classifier.chunk_size // (2 * num_tokens))):
                 noise = 0.1 * generator.normal(len(part), *image.shape)[0] * (1 - part)
-                answers = activation(classifier.classifier(torch.cat([part * image + noise, image + noise])).logits)
+                shown = torch.cat([part * image + noise, image + noise])
+                answers = activation(image_logits(classifier.classifier, shown))
                 masked, noisy = target_probability(answers[None], target[None])[0].chunk(2)
                 impact = masked - noisy + prediction
                 total += (impact[:, None, None] * part[:, 0]).sum(dim=0)

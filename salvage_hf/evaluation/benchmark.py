@@ -19,7 +19,7 @@ from ..recipes import write_recipe
 from ..targets import label_names, predicted_targets, target_attributions
 from ..training.setup import PROCESS_TIMEOUT
 from ..version import VERSION
-from ..vision_families import logits_of
+from ..vision_families import image_logits
 from .arguments import BenchmarkArguments
 from .loading import load_classifier, load_labelled_images, load_methods
 from .reading import earlier_results
@@ -216,7 +216,7 @@ def predictions(
     loader = accelerator.prepare(DataLoader(images, batch_size=batch_size))
     predicted = []
     for batch in tqdm(loader, desc=f"Classifying: {title}", disable=not accelerator.is_main_process):
-        logits = logits_of(model, batch["pixel_values"])
+        logits = image_logits(model, batch["pixel_values"])
         if bad := [names[index] for index in batch["ids"][~logits.isfinite().all(dim=1)].tolist()]:
             raise ValueError(f"{title} answers NaN or infinity to {bad[:10]}: leave them out, or give another model")
         predicted.append(accelerator.gather_for_metrics(predicted_targets(logits)))

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..attribution_methods import Method
 from ..masking import MaskedClassifier
-from ..vision_families import logits_of
+from ..vision_families import image_logits
 
 _ATEN = torch.ops.aten
 #: Operation -> function that counts its floating-point operations. torch's table lacks the attention of CPUs.
@@ -45,5 +45,5 @@ def count_forwards(v: MaskedClassifier, method: Method, pixel_values: torch.Tens
     with _Operations() as of_method:
         method(pixel_values, targets)
     with torch.no_grad(), _Operations() as of_forward:
-        logits_of(v.classifier, pixel_values)
+        image_logits(v.classifier, pixel_values)
     return of_method.total / of_forward.total

@@ -23,8 +23,7 @@ from ..vision_families import (
     VisionFamily,
     execution_device,
     in_dtype,
-    interpolating,
-    options_of_size,
+    stated_image_size,
     with_submodule,
 )
 from .strategies import STRATEGIES, Embedded, Masking, as_two_sides, embed_tokens
@@ -96,7 +95,7 @@ class MaskedClassifier(nn.Module):
         # DINOv2's config states the size of its position grid (518), not that of its images.
         states_size = not family or family.fixed_positions
         if image_size is None and states_size:
-            image_size = getattr(config, "image_size", None)
+            image_size = stated_image_size(config)
         self.image_size = None if image_size is None else as_two_sides("image_size", image_size)
         if patch_size is not None and self.image_size is not None and (side := math.gcd(*self.image_size)) % patch_size:
             fitting = ", ".join(str(number) for number in range(2, side + 1) if side % number == 0)
@@ -194,15 +193,6 @@ class MaskedClassifier(nn.Module):
             return self
         return with_submodule(self, "classifier", in_dtype(self.classifier, torch.float32))
 
-    def for_images(self, pixel_values: torch.Tensor) -> "MaskedClassifier":
-        """This classifier for whoever hands images [B, C, H, W] to `classifier` itself.
-
-        It is itself, unless its positions are for another size of images: then a copy, which interpolates them.
-        """
-        if self.family and self.family.fixed_positions and options_of_size(self.classifier, pixel_values):
-            return with_submodule(self, "classifier", interpolating(self.classifier))
-        return self
-
     @property
     def grid_size(self) -> tuple[int, int]:
         """(rows, columns) of patches at the processor's image size."""
@@ -235,7 +225,10 @@ class MaskedClassifier(nn.Module):
     def token_family(self) -> VisionFamily:
         """The classifier's family; raises ValueError where it has none, or `patch_size` is not that of its tokens."""
         if self.family is None:
-            raise ValueError(f"a {self.config.model_type} model has no tokens; use one of {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"how the tokens of a {self.config.model_type} model pass its blocks, if it has any, is not known; "
+                f"use one of {', '.join(FAMILIES)}"
+            )
         if not self.has_tokens:
             own = _square_side(self.config.patch_size)
             raise ValueError(f"tokens are patches of {own} pixels, got patch_size={self.patch_size}")
@@ -248,8 +241,7 @@ class MaskedClassifier(nn.Module):
 
     def embed_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The tokens of whole images, with positions and prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
-        self.token_family()  # refuses classifiers without tokens
-        return embed_tokens(self.classifier, self.as_input(pixel_values))
+        return embed_tokens(self.classifier, self.token_family(), self.as_input(pixel_values))
 
     def as_input(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Processed images [B, C, H, W] on the classifier's device and in its type.
@@ -357,6 +349,11 @@ def check_classifier(classifier: Any) -> None:
         raise ValueError(
             f"classifier is a {type(classifier).__name__}, which has no classification head; "
             "load it with AutoModelForImageClassification"
+        )
+    if classifier.config.model_type == "siglip2":
+        raise ValueError(
+            "classifier is a siglip2 model (NaFlex), which takes lists of patches of images of any shape: it has no "
+            "fixed grid of patches to explain; SigLIP 2 of a fixed size has the model type siglip"
         )
     problem = classifier.config.problem_type
     if problem == "multi_label_classification":

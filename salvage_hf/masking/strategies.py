@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from ..modeling import BACKBONES
 from ..tensors import two_sides
-from ..vision_families import FAMILIES, VisionFamily, embeddings_of, logits_of, on_tokens, options_of_size
+from ..vision_families import FAMILIES, VisionFamily, embeddings_of, image_logits, on_tokens, position_options
 from .packing import PackedClassifier, can_be_packed
 
 
@@ -106,16 +106,31 @@ class _OnTokens(Masking):
 
     def embed_tokens(self, classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
         """Tokens of whole images with their positions: [B, C, H, W] -> [B, P + N, D]."""
-        return embed_tokens(classifier, pixel_values)
+        assert self.family is not None
+        return embed_tokens(classifier, self.family, pixel_values)
 
     @override
     def num_patches(self, embedded: Embedded) -> int:
         return embedded.visible.shape[-2] - self.num_prefix_tokens(embedded.classifier)
 
 
-def embed_tokens(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D]."""
-    return embeddings_of(classifier)(pixel_values, **options_of_size(classifier, pixel_values))
+def embed_tokens(classifier: PreTrainedModel, family: VisionFamily, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Tokens of whole images with positions, prefix tokens first: [B, C, H, W] -> [B, P + N, D].
+
+    ViT and DeiT interpolate their positions for images of another size than the config states, as DINOv2 always does.
+
+    Raises:
+        ValueError: where the model has no positions for this image size.
+    """
+    embeddings = embeddings_of(classifier)
+    options = position_options(embeddings, classifier.config, pixel_values)
+    height, width = as_two_sides("image_size", classifier.config.image_size)
+    if family.fixed_positions and not options and pixel_values.shape[-2:] != (height, width):
+        raise ValueError(
+            f"pixel_values are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels; the positions of this "
+            f"{classifier.config.model_type} model are for {height} x {width}, and it cannot interpolate them"
+        )
+    return embeddings(pixel_values, **options)
 
 
 def _logits(encoder: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -295,7 +310,7 @@ class _OnPixels(_Replacing):
         grid = rows.view(-1, 1, height // self.patch_size, width // self.patch_size)
         visible = grid.repeat_interleave(self.patch_size, -2).repeat_interleave(self.patch_size, -1)  # [R, 1, H, W]
         hidden = self.hidden_pixels(embedded, visible)
-        return logits_of(embedded.classifier, torch.where(visible, embedded.visible, hidden))
+        return image_logits(embedded.classifier, torch.where(visible, embedded.visible, hidden))
 
     @abstractmethod
     def hidden_pixels(self, embedded: Embedded, visible: torch.Tensor) -> torch.Tensor:

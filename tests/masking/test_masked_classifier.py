@@ -5,7 +5,14 @@ import pytest
 import torch
 from partial_images import N, TokenCounter, masked, random_subsets
 from torch import nn
-from transformers import AttentionInterface, AutoModelForImageClassification, Dinov2Config, Dinov2Model
+from transformers import (
+    AttentionInterface,
+    AutoModelForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+)
 
 from salvage_hf import subsets
 from salvage_hf.masking import MaskedClassifier
@@ -548,6 +555,15 @@ def test_mask_token_needs_a_mask_token(tiny_classifier):
 def test_multi_label_classifiers_are_refused(tiny_classifier):
     with pytest.raises(ValueError, match=r"'multi_label_classification': each label .* needs one map per label"):
         MaskedClassifier(tiny_classifier("dinov2", problem_type="multi_label_classification"))
+
+
+def test_classifiers_without_a_fixed_grid_are_refused():
+    config = Siglip2Config(
+        vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+        text_config={"hidden_size": 8, "vocab_size": 8, "bos_token_id": 1, "eos_token_id": 2},
+    )
+    with pytest.raises(ValueError, match=r"siglip2 model \(NaFlex\), .* no fixed grid of patches"):
+        MaskedClassifier(Siglip2ForImageClassification(config), patch_size=16)
 
 
 def test_images_that_patches_do_not_divide_are_refused(tiny_classifier, images):
