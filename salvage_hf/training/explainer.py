@@ -136,10 +136,14 @@ class ExplainerTask(Task):
         self.eval_loader = accelerator.prepare(image_loader(self.eval_images, args.per_device_eval_batch_size))
 
     def made_with(self) -> dict[str, str]:
-        """Digests of classifier, the explainer's first backbone, image processor and images."""
+        """Digests of classifier, image processor and images, and of a backbone that is not the classifier's own."""
+        backbone = {}
+        if self.args.explainer_backbone is not None:
+            model = self.model
+            backbone["backbone_content"] = digest(fingerprint(model.backbone), repr(model.config.channel_map))
         return {
+            **backbone,
             "classifier_content": fingerprint(self.classifier.classifier),
-            "backbone_content": digest(fingerprint(self.model.backbone), repr(self.model.config.channel_map)),
             "processor_content": processing_digest(self.processor),
             "training_images": content_of(self.train_images),
             "validation_images": content_of(self.eval_images),
