@@ -16,6 +16,7 @@ from .data.folders import is_of_other_kind, listed, walk
 from .data.geometry import picture_geometry
 from .data.pictures import check_pixel_range, open_image, printable, reason_of
 from .data.processors import process
+from .evaluation.loading import stated_hiding
 from .evaluation.plots import DPI, FORMATS, file_content, made_here, overlay, picture_grid
 from .files import check_writable, locked, write_bytes
 from .masking import MaskedClassifier
@@ -102,9 +103,7 @@ def _explain(
     v = None
     if classifier_name:
         # Patches are hidden as they were when the explainer was trained.
-        stated = model.config.explained_classifier or {}
-        how = {name: stated[name] for name in ("masking", "patch_size") if name in stated}
-        v = MaskedClassifier.from_pretrained(classifier_name, **how)
+        v = MaskedClassifier.from_pretrained(classifier_name, **stated_hiding(model))
         model = load_explainer(model, "salvage", v)
     draw = functools.partial(explanation, model=model, processor=processor, top=top, v=v, budget=budget)
     written: list[Path] = []

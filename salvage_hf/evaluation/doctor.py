@@ -24,7 +24,7 @@ from . import doctor_checks as checks
 from .doctor_checks import BAD, DOUBTFUL, NOT_CHECKED, Answers, Finding
 from .doctor_randomisation import IMAGES as RANDOMISED_IMAGES
 from .doctor_randomisation import check_randomisation
-from .loading import LoadedImages, load_labelled_images
+from .loading import LoadedImages, load_labelled_images, stated_hiding
 from .tables import Cell, Table
 
 #: The shares of visible patches at which subsets are drawn, besides none and all, and how many of them per image.
@@ -57,10 +57,7 @@ class DoctorArguments(ImageArguments):
         super().__post_init__()
         if not self.explainer:
             raise ValueError("explainer is needed: the Salvage model to examine")
-        if (self.dataset_name is None) == (self.validation_dir is None):
-            raise ValueError(
-                f"give either dataset_name or validation_dir, got {self.dataset_name!r} and {self.validation_dir!r}"
-            )
+        self.check_one_source()
 
 
 def run_doctor(args: DoctorArguments) -> list[Finding]:
@@ -155,7 +152,7 @@ def _load_explainer(name: str) -> Any:
 def _load_classifier(args: DoctorArguments, explainer: Any) -> MaskedClassifier:
     """The classifier that was given, or the one that the explainer states, its patches hidden as the explainer says."""
     stated = getattr(explainer.config, "explained_classifier", None) or {}
-    how = {key: stated[key] for key in ("masking", "patch_size") if key in stated}
+    how = stated_hiding(explainer)
     if args.classifier is not None:
         return MaskedClassifier.from_pretrained(args.classifier, **how)
     if not stated.get("name"):

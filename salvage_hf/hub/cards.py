@@ -1,10 +1,11 @@
-"""Model cards, filled in from what a run measured."""
+"""Cards of models and data sets, filled in from what a run measured."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from ..arguments import PRIVATE, names_with
 from ..data.registry import repository_of
@@ -12,7 +13,9 @@ from ..objectives import OBJECTIVES
 from ..pretrained import hub_name, public_name
 from .publishing import repository_name
 
-TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+CARDS = Path(__file__).parents[1] / "model_cards"
+TEMPLATE = CARDS / "template.md"
+DATASET_TEMPLATE = CARDS / "dataset_template.md"
 
 #: The task of explainers, as the Hub names tasks.
 TASK = "image-classification"
@@ -34,7 +37,7 @@ def write_explainer_card(
     scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
     repository = repository_name(args.hub_model_id, args.output_dir)
     title = repository.split("/")[-1]
-    hub_dataset = None if args.dataset_dir else hub_name(repository_of(args.dataset_name))
+    hub_dataset = _hub_dataset(args)
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -60,6 +63,48 @@ def write_explainer_card(
         guidance_exponent=args.guidance_exponent,
     )
     card.save(folder / "README.md")
+
+
+def write_dataset_card(
+    folder: Path, args: Any, method: str, columns: Iterable[str], found: dict[str, Any], repository: str
+) -> None:
+    """Writes README.md beside a data set of explanations, without any local path.
+
+    Args:
+        folder: the data set's folder.
+        args: the `ExplainDatasetArguments` of the run.
+        method: the title of the attribution method.
+        columns: the names of the columns.
+        found: the summary of the rows, with their "split" and the number of "shards".
+        repository: the data set's name on the Hub.
+    """
+    hub_dataset = None if args.validation_dir else _hub_dataset(args)
+    files = [{"split": found["split"], "path": f"data/{found['split']}-*.parquet"}]
+    data = DatasetCardData(
+        task_categories=[TASK],
+        tags=["explainability", "attributions", "salvage"],
+        source_datasets=[hub_dataset] if hub_dataset else None,
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(DATASET_TEMPLATE),
+        title=repository.split("/")[-1],
+        repository=repository,
+        classifier=public_name(args.model_name_or_path),
+        explainer=public_name(args.explainer) if args.explainer else None,
+        images=hub_dataset,
+        method=method,
+        columns=list(columns),
+        found=found,
+        args=args,
+    )
+    card.save(folder / "README.md")
+
+
+def _hub_dataset(args: Any) -> str | None:
+    """The name of the data set of a run on the Hub; None for an archive or a folder."""
+    return None if args.dataset_dir else hub_name(repository_of(args.dataset_name))
 
 
 def _eval_results(scores: dict[str, float], dataset: str | None) -> list[EvalResult]:
