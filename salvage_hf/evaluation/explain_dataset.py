@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 #: The column of the positions of images in their data set, while they are loaded.
 _POSITION = "position in the data set"
 
+#: Stands among what was told for the pairs of labels that belong together.
+_MATCHED = "labels were matched"
+
 #: What goes to the Hub: the recipe names local folders.
 _UPLOADED = ("data/*.parquet", "README.md", "explained.json")
 
@@ -145,6 +148,7 @@ class _Run:
         self.source = Source.of(args)
         self.split = "validation" if self.source is None else compared_split(args, self.source)
         self.dataset: Dataset | None = None
+        self.told: set[str] = set()  # what the log says of labels once, and not for every shard of a stream
         if not args.streaming:
             # All are read once before any work, so that broken ones show now.
             options = reading_options(args, None)
@@ -244,11 +248,15 @@ class _Run:
         if self.args.target == "predicted" and column not in rows.column_names:
             return [None] * len(rows)
         try:
-            return list(translated_labels(rows, column, self.v.config))
+            labels = translated_labels(rows, column, self.v.config, tell=_MATCHED not in self.told)
+            self.told.add(_MATCHED)
+            return list(labels)
         except ValueError as error:
             if self.args.target == "label":
                 raise
-            logger.warning("the column 'label' stays empty: %s", error)
+            if str(error) not in self.told:
+                logger.warning("the column 'label' stays empty: %s", error)
+            self.told.add(str(error))
             return [None] * len(rows)
 
     def _size_of(self, number: int) -> int:

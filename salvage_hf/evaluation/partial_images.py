@@ -163,7 +163,7 @@ class DescribedClassifierTask(ClassifierTask):
             folder,
             self.args,
             self.model.config,
-            {**results, "chosen": True},
+            results,
             (len(self.train_images.images), len(self.eval_images)),
             first_stage=first_stage_arguments(self.args),
             curve=curve,

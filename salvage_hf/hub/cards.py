@@ -89,7 +89,7 @@ def write_classifier_card(
         folder: the classifier's folder.
         args: the `ClassifierArguments` of the run; those that differ from the defaults are listed.
         config: the classifier's config.
-        results: of the saved step: its number ("step"), its scores ("eval_..."), and whether they chose it ("chosen").
+        results: of the saved step, which its scores chose: its number ("step") and the scores ("eval_...").
         num_images: numbers of training and of validation images.
         first_stage: the `ClassifierArguments` of the run that trained what this one started from, where known.
         curve: what partial_images.json holds, where there is one.

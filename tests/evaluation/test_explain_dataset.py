@@ -282,9 +282,10 @@ def parquet(folder, number=9, named=True, labels=True):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_stream_gives_the_rows_of_the_whole_data_set(arguments, tmp_path, named, monkeypatch):
+def test_a_stream_gives_the_rows_of_the_whole_data_set(arguments, tmp_path, named, monkeypatch, caplog):
     name = parquet(tmp_path / "stored", named=named)
     run_explain_dataset(arguments(dataset_name=name))
+    caplog.clear()
     streamed = arguments(dataset_name=name, streaming=True, output_dir=str(tmp_path / "streamed"))
     longest = []
     from_list = datasets.Dataset.from_list
@@ -295,6 +296,7 @@ def test_a_stream_gives_the_rows_of_the_whole_data_set(arguments, tmp_path, name
     )
     run_explain_dataset(streamed)
     assert longest == [4, 4, 1]  # never more in memory than a shard
+    assert caplog.text.count("Labels of the data set and of the classifier") == 1
     assert_same(rows_of(tmp_path / "streamed"), rows_of(tmp_path / "out"))
     kept = shards(tmp_path / "streamed")
     (tmp_path / "streamed" / "data" / list(kept)[1]).unlink()
