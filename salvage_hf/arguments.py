@@ -136,3 +136,10 @@ class ImageArguments:
                 "give either validation_dir or validation_split_name, got "
                 f"{self.validation_dir!r} and {self.validation_split_name!r}"
             )
+
+    def check_one_source(self) -> None:
+        """Raises ValueError unless the validation images come from one place; for scripts that do not train."""
+        if (self.dataset_name is None) == (self.validation_dir is None):
+            raise ValueError(
+                f"give either dataset_name or validation_dir, got {self.dataset_name!r} and {self.validation_dir!r}"
+            )

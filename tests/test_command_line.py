@@ -58,6 +58,17 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
             "budgets must be one number or more, 0 or at least 16, each once, got [8]",
         ),
         ("ablation.py", "", "--model_name_or_path"),
+        ("explain_dataset.py", "", "--model_name_or_path"),
+        (
+            "explain_dataset.py",
+            "--model_name_or_path m --validation_dir nowhere",
+            "give explainer, or a method that needs none, for example method='rise'",
+        ),
+        (
+            "explain_dataset.py",
+            "--model_name_or_path nowhere --validation_dir d --method random",
+            "the model of 'nowhere' cannot be loaded",
+        ),
         ("train.py", "", "--model_name_or_path"),
         ("train.py", "--model_name_or_path m --train_dir nowhere --learning_rate fast", "invalid float value: 'fast'"),
         (

@@ -50,13 +50,13 @@ def test_every_module_is_in_the_wheel(build):
 
 
 def test_data_of_the_wheel(build):
-    """The library's files that are not code, the metrics' folders, and of the model cards only the template."""
+    """The library's files that are not code, the metrics' folders, and of the model cards only the templates."""
     data = {str(Path(*package.split("."), name)) for package, _, _, names in build.data_files for name in names}
     own = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     metrics = [folder.name for folder in (ROOT / "metrics").iterdir() if (folder / "README.md").exists()]
     assert len(metrics) >= 8
     assert data == {
-        "salvage_hf/model_cards/template.md",
+        *(f"salvage_hf/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*template.md")),
         *(str(path.relative_to(ROOT)) for path in own),
         *(f"salvage_hf/metrics/{name}/{file}" for name in metrics for file in (f"{name}.py", *SPACE_FILES)),
     }

@@ -16,6 +16,7 @@ from salvage_hf.evaluation.ablation import AblationArguments
 from salvage_hf.evaluation.arguments import BenchmarkArguments
 from salvage_hf.evaluation.budget_curve import BudgetCurveArguments
 from salvage_hf.evaluation.exact import ExactArguments
+from salvage_hf.evaluation.explain_dataset import ExplainDatasetArguments
 from salvage_hf.evaluation.report import ReportArguments
 from salvage_hf.recipes import RECIPE, read_recipe, write_recipe
 from salvage_hf.training.classifier import ClassifierArguments
@@ -194,6 +195,7 @@ SCRIPTS_ARGUMENTS = {
     "budget_curve": (BudgetCurveArguments([16, 40]), BenchmarkArguments(**BENCHMARK)),
     "ablation": (AblationArguments([2, 1], exponents=[]), ExplainerArguments(model_name_or_path="m", seed=3)),
     "exact_values": (ExactArguments(**BENCHMARK, budgets=[0]),),
+    "explain_dataset": (ExplainDatasetArguments("d", model_name_or_path="m", method="rise", sampling_budget=9),),
     "report": (ReportArguments(["Pets=a b", "c"]),),
 }
 

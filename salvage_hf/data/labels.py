@@ -85,11 +85,11 @@ def encode_labels(dataset: Dataset, column: str, names: list[str] | None = None)
     return concatenate_datasets([dataset.remove_columns(column), labels], axis=1)
 
 
-def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
+def translated_labels(dataset: Dataset, column: str, config, tell: bool = True) -> list[int]:
     """The classifier's label of every image.
 
     Names of labels (of a `ClassLabel`) are translated by `match_labels`. A column of plain integers has no names: they
-    are taken for the classifier's own labels.
+    are taken for the classifier's own labels. With `tell`, the log says which label became which.
 
     Raises:
         ValueError: where there is no such column, or a label is not one of the classifier's.
@@ -102,9 +102,10 @@ def translated_labels(dataset: Dataset, column: str, config) -> list[int]:
         return list(values)
     mapping = match_labels(feature.names, config)
     _check_range(values, len(mapping), column)
-    classifier_names = target_names(label_names(config))
-    named = [f"{name} -> {classifier_names[index]}" for name, index in zip(feature.names, mapping, strict=True)]
-    logger.info("Labels of the data set and of the classifier: %s", ", ".join(named))
+    if tell:
+        classifier_names = target_names(label_names(config))
+        named = [f"{name} -> {classifier_names[index]}" for name, index in zip(feature.names, mapping, strict=True)]
+        logger.info("Labels of the data set and of the classifier: %s", ", ".join(named))
     return [mapping[value] for value in values]
 
 

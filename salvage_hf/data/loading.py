@@ -1,14 +1,15 @@
 """Images from the Hub or a folder; every file is opened once, so that broken ones show before any work begins."""
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from tqdm.auto import tqdm
 
 from ..arguments import ImageArguments
@@ -17,7 +18,7 @@ from .labels import encode_labels
 from .pictures import check_pixel_range, open_image, why_unreadable
 from .sources import Source
 
-__all__ = ["image_name", "image_names", "load_images", "open_image"]
+__all__ = ["image_name", "image_names", "load_images", "load_parts", "open_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def load_images(
     pixel_range: Sequence[float] | None = None,
     label_column: str = "label",
     max_samples: int | None = None,
+    position_column: str | None = None,
 ) -> Dataset:
     """Loads a split of images, undecoded, after it has opened every file once.
 
@@ -48,6 +50,7 @@ def load_images(
         pixel_range: the range of the values of images with more than 8 bits, as in `open_image`.
         label_column: the column of the labels; texts in it become class labels, sorted by name.
         max_samples: how many images are taken of a data set that is streamed; others are loaded whole.
+        position_column: a column to add, of the positions that images have before unreadable ones are left out.
 
     Returns:
         The images as dicts of "bytes" and "path", with the other columns of the data set. A folder gives the columns
@@ -66,8 +69,64 @@ def load_images(
     processes = PartialState()
     with processes.main_process_first():  # it downloads, the others find what it has downloaded
         dataset = _from_folder(str(folder)) if source is None else source.load(split, max_samples)
-    dataset = encode_labels(dataset, label_column)
     shown = f"data set {name or folder!r}"
+    dataset = _with_undecoded_images(dataset, image_column, label_column, shown, position_column)
+    checked = [_unreadable(dataset, image_column, pixel_range) if processes.is_main_process else {}]
+    bad = broadcast_object_list(checked)[0]
+    return _without(bad, dataset, on_bad_image, shown) if bad else dataset
+
+
+def load_parts(
+    source: Source,
+    split: str,
+    size: int,
+    wanted: Callable[[int], bool],
+    position_column: str,
+    image_column: str = "image",
+    on_bad_image: str = "refuse",
+    pixel_range: Sequence[float] | None = None,
+    label_column: str = "label",
+    max_samples: int | None = None,
+) -> Iterator[tuple[int, Dataset]]:
+    """A streamed split in parts of `size` images, of which one is in memory at a time: (its number, its images).
+
+    The images are those of `load_images`, whose arguments the others are, checked part by part. A text among the labels
+    becomes a class label among those of its part.
+
+    Args:
+        source: a data set that `datasets` can stream.
+        split: its split.
+        size: images per part; the last part may have fewer.
+        wanted: number of a part -> whether it is returned; the images of others are passed over.
+        position_column: a column to add, of the positions of the images in the stream.
+
+    Raises:
+        ValueError: as in `load_images`.
+    """
+    check_pixel_range(pixel_range)
+    rows, features = source.stream(split, max_samples), source.features(split)
+    shown = f"data set {source.name!r}"
+    for number in itertools.count():
+        taken = itertools.islice(rows, size)
+        if not wanted(number):
+            if sum(1 for _ in taken) < size:
+                return
+            continue
+        if not (part := list(taken)):
+            if number == 0:
+                raise ValueError(f"the {shown} has no images")
+            return
+        dataset = Dataset.from_list(part, features=features)
+        dataset = _with_undecoded_images(dataset, image_column, label_column, shown, position_column, number * size)
+        bad = _unreadable(dataset, image_column, pixel_range, show=False)
+        yield number, _without(bad, dataset, on_bad_image, shown) if bad else dataset
+
+
+def _with_undecoded_images(
+    dataset: Dataset, image_column: str, label_column: str, shown: str, position_column: str | None, start: int = 0
+) -> Dataset:
+    """A data set with images as bytes and paths, class labels in place of texts, and positions from `start` on."""
+    dataset = encode_labels(dataset, label_column)
     if image_column not in dataset.column_names:
         raise ValueError(f"no column {image_column!r} in the data set, its columns are {dataset.column_names}")
     if len(dataset) == 0:
@@ -77,9 +136,10 @@ def load_images(
     except Exception as error:  # `datasets` and pyarrow raise several types of exception
         feature = dataset.features[image_column]
         raise ValueError(f"column {image_column!r} of the {shown} holds no images, but {feature}") from error
-    checked = [_unreadable(dataset, image_column, pixel_range) if processes.is_main_process else {}]
-    bad = broadcast_object_list(checked)[0]
-    return _without(bad, dataset, on_bad_image, shown) if bad else dataset
+    if position_column is not None:
+        positions = Dataset.from_dict({position_column: list(range(start, start + len(dataset)))})
+        dataset = concatenate_datasets([dataset, positions], axis=1)
+    return dataset
 
 
 def _without(bad: dict[int, str], dataset: Dataset, on_bad_image: str, shown: str) -> Dataset:
@@ -117,7 +177,9 @@ def _from_folder(folder: str) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def _unreadable(dataset: Dataset, column: str, pixel_range: Sequence[float] | None) -> dict[int, str]:
+def _unreadable(
+    dataset: Dataset, column: str, pixel_range: Sequence[float] | None, show: bool = True
+) -> dict[int, str]:
     """The images that cannot be read: index -> name and reason. Nothing is kept, because files may change or be mended.
 
     Pillow decodes outside of Python's lock, so that threads suffice.
@@ -125,7 +187,8 @@ def _unreadable(dataset: Dataset, column: str, pixel_range: Sequence[float] | No
 
     bad = {}
     dataset = dataset.select_columns(column)  # `datasets` would decode other columns of images, in any format
-    with ThreadPoolExecutor(CHECK_THREADS) as threads, tqdm(desc="Checking images", total=len(dataset)) as bar:
+    bar = tqdm(desc="Checking images", total=len(dataset), disable=not show)
+    with ThreadPoolExecutor(CHECK_THREADS) as threads, bar:
         for start in range(0, len(dataset), 64):
             images = dataset[start : start + 64][column]
             reasons = threads.map(lambda image: why_unreadable(image, pixel_range), images)

@@ -5,8 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, get_dataset_split_names, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
 
 from ..arguments import ImageArguments
 from .registry import DATASETS, known_dataset, repository_of
@@ -102,6 +112,34 @@ class Source:
             return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
         return None
 
+    def stream(self, split: str, max_samples: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of a split one after the other, with images undecoded, without keeping them.
+
+        Args:
+            split: the split.
+            max_samples: how many are drawn, from a buffer that its files, in a random order, go through; all of them,
+                in their order, when None.
+
+        Raises:
+            ValueError: as in `load`, and where a row cannot be read.
+        """
+        if (splits := self._at_hand()) is not None:
+            raise ValueError(f"the data set {self.name!r} is read whole, with the splits {list(splits)}")
+        with _in_one_sentence(f"the split {split!r} of {self.name!r}"):
+            yield from self._undecoded(split, max_samples)
+
+    def features(self, split: str) -> Features | None:
+        """The columns of a split that is streamed, images undecoded; None where its files do not state them."""
+        with _in_one_sentence(f"the split {split!r} of {self.name!r}"):
+            return self._undecoded(split, None).features
+
+    def _undecoded(self, split: str, max_samples: int | None) -> IterableDataset:
+        stream = load_dataset(self.name, self.config_name, split=split, streaming=True)
+        for column, feature in (stream.features or {}).items():
+            if isinstance(feature, Image):
+                stream = stream.cast_column(column, Image(decode=False))
+        return stream if max_samples is None else stream.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(max_samples)
+
     def _streamed(self, split: str, max_samples: int | None) -> Dataset:
         """So many images of a split, in memory, drawn from a buffer that its files, in a random order, go through."""
         if max_samples is None:
@@ -110,11 +148,7 @@ class Source:
                 "those that are used are kept in memory"
             )
         with _in_one_sentence(f"the split {split!r} of {self.name!r}"):
-            stream = load_dataset(self.name, self.config_name, split=split, streaming=True)
-            for column, feature in (stream.features or {}).items():
-                if isinstance(feature, Image):
-                    stream = stream.cast_column(column, Image(decode=False))
-            stream = stream.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER).take(max_samples)
+            stream = self._undecoded(split, max_samples)
             return Dataset.from_list(list(stream), features=stream.features)
 
 

@@ -38,10 +38,7 @@ class MethodArguments(MaskingArguments, ImageArguments):
         super().__post_init__()
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path is needed: the classifier to explain")
-        if (self.dataset_name is None) == (self.validation_dir is None):
-            raise ValueError(
-                f"give either dataset_name or validation_dir, got {self.dataset_name!r} and {self.validation_dir!r}"
-            )
+        self.check_one_source()
         if unknown := [name for name in self.methods if name not in REGISTRY]:
             raise ValueError(f"no attribution method {unknown[0]!r}; there are {', '.join(REGISTRY)}")
         if not self.methods or len(set(self.methods)) < len(self.methods):

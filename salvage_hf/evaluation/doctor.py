@@ -57,10 +57,7 @@ class DoctorArguments(PatchArguments, ImageArguments):
         super().__post_init__()
         if not self.explainer:
             raise ValueError("explainer is needed: the Salvage model to examine")
-        if (self.dataset_name is None) == (self.validation_dir is None):
-            raise ValueError(
-                f"give either dataset_name or validation_dir, got {self.dataset_name!r} and {self.validation_dir!r}"
-            )
+        self.check_one_source()
 
 
 def run_doctor(args: DoctorArguments) -> list[Finding]:

@@ -156,9 +156,14 @@ class Answers:
 
 def target_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities of all targets in float64: [..., K] -> [..., L]."""
+    return target_log_probabilities(logits).exp()
+
+
+def target_log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Their natural logarithms, finite where the logits are: [..., K] -> float64 [..., L]."""
     if logits.shape[-1] == 1:  # sigmoid(z) is the softmax of (0, z)
         logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
-    return logits.double().softmax(dim=-1)
+    return logits.double().log_softmax(dim=-1)
 
 
 def confidence_and_hits(answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,7 +62,7 @@ def load_labelled_images(
         ValueError: where the data set has no split that was named, nor 'validation' or 'test'.
     """
     source = Source.of(args)
-    split = None if source is None else validation_split(args, source, ("validation", "test"), required=True)
+    split = None if source is None else compared_split(args, source)
     dataset = load_images(source, args.validation_dir, split or "", **reading_options(args, args.max_eval_samples))
     known = known_dataset(args.dataset_name)
     images = ProcessedImages(
@@ -77,9 +77,20 @@ def load_labelled_images(
         pixel_range=args.pixel_range,
     )
     assert images.labels is not None  # `ProcessedImages` was given the config
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     names = image_names(dataset, args.image_column_name)
-    return LoadedImages(images, images.labels, names, shuffled[: args.max_eval_samples].tolist())
+    return LoadedImages(images, images.labels, names, chosen_images(len(images), args.max_eval_samples, seed))
+
+
+def compared_split(args: ImageArguments, source: Source) -> str:
+    """The split that is explained: the one that the arguments name, otherwise 'validation' or 'test'."""
+    split = validation_split(args, source, ("validation", "test"), required=True)
+    assert split is not None  # it is required
+    return split
+
+
+def chosen_images(number: int, max_samples: int | None, seed: int) -> list[int]:
+    """The positions of `max_samples` of so many images, at random and in random order; of all when None."""
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:max_samples].tolist()
 
 
 @dataclass(frozen=True)
@@ -108,13 +119,17 @@ def load_methods(args: MethodArguments, v: MaskedClassifier) -> LoadedMethods:
     made_with: dict[str, dict[str, Any]] = {}
     methods = {}
     for name in args.methods:
-        options: dict[str, Any] = {"budget": args.sampling_budget} if name in SAMPLING else {}
-        made_with[name] = dict(options)
-        if objective := attribution_methods.REGISTRY[name].objective:
+        objective = attribution_methods.REGISTRY[name].objective
+        made_with[name] = {"budget": args.sampling_budget} if name in SAMPLING else {}
+        explainer = explainers[objective] if objective else None
+        methods[name] = attribution_methods.load(
+            name, v, args.seed, **made_with[name], **explainer_options(explainer, args.allow_other_classifier)
+        )
+        if objective:
             made_with[name]["weights"] = weights[objective]
-            options |= {
-                "explainer": explainers[objective],
-                "allow_other_classifier": args.allow_other_classifier,
-            }
-        methods[name] = attribution_methods.load(name, v, args.seed, **options)
     return LoadedMethods(methods, made_with, explainers, weights)
+
+
+def explainer_options(explainer: Any, allow_other_classifier: bool) -> dict[str, Any]:
+    """The options of a method that asks an explainer; of other methods, whose explainer is None, there are none."""
+    return {} if explainer is None else {"explainer": explainer, "allow_other_classifier": allow_other_classifier}

@@ -164,6 +164,29 @@ def budget_curves(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, fl
     return figure
 
 
+def share_curves(panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]]) -> Figure:
+    """Means with standard errors over the share of visible patches, from 0 to 1.
+
+    Args:
+        panels: title of a panel -> title of a line -> {share: (mean, standard error)}.
+    """
+    figure, axes = _panels(panels, columns=2)
+    colors = _colors(panels)
+    handles: dict[str, Any] = {}
+    for axis, lines in zip(axes, panels.values(), strict=True):
+        for name, points in lines.items():
+            means, errors = np.array(list(points.values())).T
+            errors = np.nan_to_num(errors)  # that of a single image is not known
+            handles[name] = axis.errorbar(
+                list(points), means, errors, color=colors[name], marker="o", markersize=4, capsize=3
+            )
+        axis.set_xlabel("visible patches (share)")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    _legend(figure, handles)
+    return figure
+
+
 def _colors(panels: Mapping[str, Mapping[str, object]]) -> dict[str, tuple[float, ...]]:
     """A colour for every name, the same in all panels."""
     names = dict.fromkeys(name for panel in panels.values() for name in panel)

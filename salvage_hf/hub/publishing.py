@@ -11,12 +11,12 @@ def repository_name(hub_model_id: str | None, output_dir: str) -> str:
     return hub_model_id or Path(output_dir).resolve().name
 
 
-def create_repository(name: str, token: str | None) -> str:
-    """Makes a model repository where there is none, and returns its full name.
+def create_repository(name: str, token: str | None, kind: str = "model") -> str:
+    """Makes a repository of a kind, "model" or "dataset", where there is none, and returns its full name.
 
     Call it before hours of work, so that a wrong token shows at once.
     """
-    return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
+    return HfApi(token=token).create_repo(name, repo_type=kind, exist_ok=True).repo_id
 
 
 def push_model(folder: Path, name: str, token: str | None, left_out: Sequence[str]) -> None:
@@ -26,4 +26,20 @@ def push_model(folder: Path, name: str, token: str | None, left_out: Sequence[st
         folder_path=folder,
         commit_message="Best model of the run",
         ignore_patterns=list(left_out),
+    )
+
+
+def push_dataset(folder: Path, name: str, token: str | None, files: Sequence[str]) -> None:
+    """Uploads the files of a folder that match a pattern of `files` to a repository of data sets.
+
+    Files there that match a pattern, and are no longer in the folder, are removed: shards of an earlier run would
+    otherwise be read with those of this one.
+    """
+    HfApi(token=token).upload_folder(
+        repo_id=create_repository(name, token, "dataset"),
+        repo_type="dataset",
+        folder_path=folder,
+        commit_message="Explanations of a data set",
+        allow_patterns=list(files),
+        delete_patterns=list(files),
     )

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 import torch
 from accelerate import Accelerator
 from datasets import ClassLabel
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from .. import subsets
 from ..arguments import MAY_CHANGE, AtLeast, arg
 from ..data.cached_images import image_loader
 from ..files import fingerprint
 from ..keyed_random import KeyedGenerator
-from ..masking import MaskedClassifier, PatchArguments, processing_digest
+from ..masking import MaskedClassifier, processing_digest
 from ..pretrained import load_model, load_processor
 from ..targets import predicted_targets
-from ..vision_families import freeze_mask_token
+from ..vision_families import FAMILIES, freeze_mask_token
 from .arguments import LoopArguments
 from .images import content_of, load_splits, processed_images
 from .loop import fit
@@ -25,16 +25,22 @@ from .task import Task
 
 
 @dataclass
-class ClassifierArguments(PatchArguments, LoopArguments):
+class ClassifierArguments(LoopArguments):
     """Arguments of scripts/train_classifier.py."""
 
     model_name_or_path: str = arg(
-        "", "The model to fine-tune: a DINOv2 backbone or classifier, on the Hub or in a folder."
+        "",
+        "The model to fine-tune: an image classifier or its backbone, convolutional too, on the Hub or in a folder.",
     )
     num_train_epochs: Annotated[int, AtLeast(1), MAY_CHANGE] = arg(
         25, "Passes over the training images (the paper: 25, then 50 with --mask_patches)."
     )
     mask_patches: bool = arg(False, "Show only a random subset of each image's patches, of a uniform size 0..N.")
+    patch_size: Annotated[int | None, AtLeast(1)] = arg(
+        None,
+        "The side of the patches that --mask_patches hides, in pixels. Needed for models that have none, such as "
+        "convolutional ones, whose hidden patches become the mean colour; the model's own when not given.",
+    )
     image_size: Annotated[int | None, AtLeast(1)] = arg(
         None,
         "Resize images to squares of this side in pixels, and store it in the processor; its own size when not given.",
@@ -76,8 +82,27 @@ class ClassifierTask(Task):
             processed_images(args, accelerator, part, self.processor, classifier.config) for part in parts
         )
         freeze_mask_token(classifier.base_model)
-        self.model: MaskedClassifier = MaskedClassifier(classifier, patch_size=args.patch_size)
+        self.model: MaskedClassifier = self._masked(classifier)
         self.eval_loader = accelerator.prepare(image_loader(self.eval_images, args.per_device_eval_batch_size))
+
+    def _masked(self, classifier: PreTrainedModel) -> MaskedClassifier:
+        """The classifier on partial images; raises ValueError where patches are to be hidden, and it has none."""
+        batch_size, patch_size = self.args.per_device_train_batch_size, self.args.patch_size
+        if classifier.config.model_type in FAMILIES:
+            return MaskedClassifier(classifier, patch_size=patch_size)
+        if patch_size is None and not self.args.mask_patches:
+            patch_size = 1  # nothing is hidden, and patches of one pixel divide every image
+        v = MaskedClassifier(classifier, patch_size=patch_size)
+        pixels = self.train_images[0]["pixel_values"][None]
+        rows, columns = v.patch_grid(pixels)
+        # A batch must be one forward, because the norms of convolutional models see the whole of it.
+        chunk_size = batch_size * max(rows * columns, pixels[0, 0].numel() // 256)
+        return MaskedClassifier(classifier, patch_size=patch_size, chunk_size=chunk_size)
+
+    @property
+    def knows_patches(self) -> bool:
+        """Whether the model has patches, its own or given ones."""
+        return self.model.family is not None or self.args.patch_size is not None
 
     def made_with(self) -> dict[str, str]:
         """Digests of the backbone that training starts from, image processor and images."""
@@ -100,31 +125,39 @@ class ClassifierTask(Task):
         shape = (len(batch["ids"]), 1, rows * columns)
         if not self.args.mask_patches:
             return torch.ones(shape, dtype=torch.bool)
-        shared_key = torch.zeros(1, dtype=torch.int64)
-        size_generator = KeyedGenerator("classifier training sizes", self.args.seed, step, keys=shared_key)
-        # All images of a step share one size, for a dense batch. It may be 0, because v(empty) must be learned too.
-        size = subsets.uniform_sizes(1, 1, shape[-1] + 1, generator=size_generator)[0] - 1
-        generator = KeyedGenerator("classifier training subsets", self.args.seed, step, keys=batch["ids"].cpu())
-        return subsets.uniform(*shape, generator=generator, sizes=size)
+        keys = batch["ids"].cpu()
+        # Where hidden patches are dropped, all images of a step share one size, for a dense batch. Elsewhere each has
+        # its own, so that the batch norms of a convolutional model see in training what they see later.
+        shared = self.model.family is not None
+        size_keys = torch.zeros(1, dtype=torch.int64) if shared else keys
+        size_generator = KeyedGenerator("classifier training sizes", self.args.seed, step, keys=size_keys)
+        # A size may be 0, because v(empty) must be learned too.
+        sizes = subsets.uniform_sizes(len(size_keys), 1, shape[-1] + 1, generator=size_generator) - 1
+        generator = KeyedGenerator("classifier training subsets", self.args.seed, step, keys=keys)
+        return subsets.uniform(*shape, generator=generator, sizes=sizes[0] if shared else sizes)
 
     @torch.no_grad()
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        """Accuracy with all, half and a quarter of the patches, and the "score" that selects the best model."""
+        """Accuracy with all, half and a quarter of the patches, and the "score" that selects the best model.
+
+        Of a model without patches, where none are hidden in training, the accuracy with whole images alone.
+        """
         v = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        names = ("accuracy", "accuracy_half", "accuracy_quarter") if self.knows_patches else ("accuracy",)
         rows = []
         for batch in self.eval_loader:
             grid = v.patch_grid(batch["pixel_values"])
             num_patches = grid[0] * grid[1]
-            sizes = torch.tensor([num_patches, num_patches // 2, num_patches // 4])
+            sizes = torch.tensor([num_patches, num_patches // 2, num_patches // 4])[: len(names)]
             generator = KeyedGenerator("classifier validation subsets", self.args.seed, keys=batch["ids"].cpu())
-            drawn = subsets.uniform(len(batch["ids"]), 3, num_patches, generator=generator, sizes=sizes)
+            drawn = subsets.uniform(len(batch["ids"]), len(names), num_patches, generator=generator, sizes=sizes)
             logits = v.logits(batch["pixel_values"], drawn)
-            correct = [predicted_targets(logits[:, slot]) == batch["labels"] for slot in range(3)]
+            correct = [predicted_targets(logits[:, slot]) == batch["labels"] for slot in range(len(names))]
             rows.append(self.accelerator.gather_for_metrics(torch.stack(correct, dim=1).float()))
         means = torch.cat(rows).mean(dim=0).tolist()
         return {
-            **dict(zip(("accuracy", "accuracy_half", "accuracy_quarter"), means, strict=True)),
-            "score": sum(means) / 3 if self.args.mask_patches else means[0],
+            **dict(zip(names, means, strict=True)),
+            "score": sum(means) / len(means) if self.args.mask_patches else means[0],
         }
 
     def save(self, model: torch.nn.Module, folder: Path, results: dict[str, Any]) -> None:
@@ -134,9 +167,14 @@ class ClassifierTask(Task):
         self.processor.save_pretrained(folder)
 
 
-def train_classifier(args: ClassifierArguments) -> dict[str, Any]:
-    """Fine-tunes a classifier (section 5.1), writes it with its processor to `output_dir`, and returns its scores."""
-    return fit(ClassifierTask, args)
+def train_classifier(args: ClassifierArguments, task: type[ClassifierTask] = ClassifierTask) -> dict[str, Any]:
+    """Fine-tunes a classifier (section 5.1), writes it with its processor to `output_dir`, and returns its scores.
+
+    Args:
+        args: the arguments of the run.
+        task: the class of the task; `evaluation.partial_images` has one that describes the finished classifier.
+    """
+    return fit(task, args)
 
 
 def class_names(dataset, args: ClassifierArguments) -> list[str]:

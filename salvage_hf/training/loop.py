@@ -229,7 +229,7 @@ class _TrainingRun:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _finish(self) -> dict[str, Any]:
-        """Writes the last model and the results, and uploads the best model with --push_to_hub."""
+        """Writes the last model, the results and what describes the best model, which --push_to_hub uploads."""
         accelerator, history = self.accelerator, self.progress["history"]
         accelerator.wait_for_everyone()
         best = self.progress["best"] or history[-1]
@@ -242,10 +242,12 @@ class _TrainingRun:
                     f"{self.args.output_dir!r} does not hold the best model, of step {best['step']}: the folder was "
                     "removed or emptied while the run wrote to it; last/ holds the model of the last step"
                 )
-            if self.args.push_to_hub:
-                left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*", f"{LOCK}*", RECIPE]  # paths of this machine
-                name = repository_name(self.args.hub_model_id, self.args.output_dir)
-                push_model(self.output_dir, name, self.args.hub_token, left_out)
+        accelerator.wait_for_everyone()
+        self.task.describe(self.output_dir, best)
+        if accelerator.is_main_process and self.args.push_to_hub:
+            left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*", f"{LOCK}*", RECIPE]  # paths of this machine
+            name = repository_name(self.args.hub_model_id, self.args.output_dir)
+            push_model(self.output_dir, name, self.args.hub_token, left_out)
         accelerator.wait_for_everyone()
         for tracker in accelerator.trackers:
             tracker.finish()

@@ -59,6 +59,16 @@ class Task(ABC):
             results: what was measured at its step; "chosen" says whether this selected the model.
         """
 
+    def describe(self, folder: Path, results: dict[str, Any]) -> None:  # noqa: B027  # a task need not do it
+        """Writes what readers of the best model want, when the run is finished, before it is uploaded.
+
+        Called in all processes.
+
+        Args:
+            folder: the folder of the best model.
+            results: what was measured at its step.
+        """
+
     def why_not_finite(self, images: ProcessedImages, indices: Iterable[int]) -> str:
         """What, other than the learning rate, makes the loss of some images NaN or infinite; "" where nothing does."""
         return ""

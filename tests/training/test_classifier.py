@@ -9,7 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ResNetForImageClassification,
+)
 
 from salvage_hf import MaskedClassifier
 from salvage_hf.pretrained import load_model
@@ -99,6 +104,73 @@ def test_without_masking_everything_is_visible(arguments, monkeypatch):
     )
     train_classifier(arguments(max_train_steps=2, validation_steps=2))
     assert all(s.all() for s in seen[:2])
+
+
+@pytest.fixture
+def start_from(tiny_classifier, save_processor, tmp_path):
+    """A function: writes a classifier of a family for `arguments` to start from, and returns its folder."""
+
+    def write(family, **config):
+        tiny_classifier(family, num_labels=2, **config).save_pretrained(tmp_path / family)
+        save_processor(tmp_path / family)
+        return str(tmp_path / family)
+
+    return write
+
+
+@pytest.mark.parametrize("family", ["resnet", "swin"])
+def test_models_without_patches_learn_from_hidden_pixels(arguments, start_from, tmp_path, family):
+    start = {"model_name_or_path": start_from(family), "mask_patches": True}
+    with pytest.raises(ValueError, match=f"patch_size is needed for a {family} model, for example patch_size=16"):
+        train_classifier(arguments(**start))
+    with pytest.raises(ValueError, match="an image of 16 x 16 pixels is not divided by patches of 5 x 5"):
+        train_classifier(arguments(**start, patch_size=5))
+    results = train_classifier(arguments(**start, patch_size=4))
+    assert results["eval_accuracy"] > 0.9
+    assert results["eval_accuracy_half"] > 0.9
+    v = MaskedClassifier.from_pretrained(str(tmp_path / "out"), patch_size=4)
+    assert (v.masking, v.grid_size) == ("zero", (4, 4))
+
+
+def test_the_first_stage_of_a_model_without_patches_needs_none(arguments, start_from, tmp_path):
+    results = train_classifier(arguments(model_name_or_path=start_from("resnet")))
+    assert results["eval_accuracy"] == results["eval_score"] > 0.9
+    assert "eval_accuracy_half" not in results
+    other = arguments(model_name_or_path=start_from("resnet"), patch_size=4, output_dir=str(tmp_path / "other"))
+    assert train_classifier(other)["eval_accuracy"] == results["eval_accuracy"]
+
+
+def test_a_patch_size_that_is_not_the_models_own(arguments):
+    with pytest.raises(ValueError, match="patch_size=8 differs from the model's own 4"):
+        train_classifier(arguments(patch_size=8))
+
+
+def test_a_convolutional_model_sees_a_whole_batch_of_mixed_sizes(arguments, start_from, monkeypatch):
+    """Its batch norms average over a forward: over all images of a step, and over all shares of visible patches."""
+    start, seen, forward = start_from("resnet"), [], MaskedClassifier.forward
+
+    def spy(self, pixels, subsets):
+        if self.training:
+            seen.append(subsets.sum(-1)[:, 0])
+        return forward(self, pixels, subsets)
+
+    rows, inner = [], ResNetForImageClassification.forward
+    monkeypatch.setattr(MaskedClassifier, "forward", spy)
+    monkeypatch.setattr("salvage_hf.masking.masked_classifier.tokens_that_fit", lambda device, size: 1)
+    monkeypatch.setattr(
+        ResNetForImageClassification,
+        "forward",
+        lambda self, pixels, **options: (self.training and rows.append(len(pixels))) or inner(self, pixels, **options),
+    )
+    train_classifier(
+        arguments(model_name_or_path=start, mask_patches=True, patch_size=4, max_train_steps=20, validation_steps=20)
+    )
+    assert rows == [8] * 20
+    assert min(len(sizes.unique()) for sizes in seen) > 1
+    sizes = torch.cat(seen)
+    counts = torch.bincount(sizes, minlength=17).double()
+    expected = len(sizes) / 17
+    assert ((counts - expected) ** 2 / expected).sum() < 39.25  # the 0.1% quantile of chi squared with 16 degrees
 
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers", "vit", "deit", "deit_teacher", "resnet", "swin"])
