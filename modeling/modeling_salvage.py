@@ -185,16 +185,16 @@ class SalvageModel(SalvagePreTrainedModel):
         """
         if not isinstance(classifier, PreTrainedModel):
             raise TypeError(f"classifier must be an image classifier, got {type(classifier).__name__}")
-        if classifier.base_model is classifier:
-            raise ValueError(
-                f"classifier is a {type(classifier).__name__}, a backbone without a classification head; "
-                "load it with AutoModelForImageClassification"
-            )
         if classifier.config.model_type not in BACKBONES:
             raise ValueError(
                 f"classifier is a {type(classifier).__name__} (model type {classifier.config.model_type!r}), whose "
                 "backbone an explainer cannot start from: give it another one, by --explainer_backbone NAME or "
                 f"SalvageModel.from_backbone, of one of the types {', '.join(BACKBONES)}"
+            )
+        if classifier.base_model is classifier:
+            raise ValueError(
+                f"classifier is a {type(classifier).__name__}, a backbone without a classification head; "
+                "load it with AutoModelForImageClassification"
             )
         return cls.from_backbone(classifier, classifier, **config_overrides)
 

@@ -246,11 +246,13 @@ def position_options(module: nn.Module, config: Any, pixel_values: torch.Tensor)
     where that is no square, of which transformers would interpolate the positions in a wrong order.
     """
     stated = stated_image_size(config)
-    height, width = (stated, stated) if isinstance(stated, int) else stated or (None, None)
+    if stated is None:
+        return {}
+    height, width = (stated, stated) if isinstance(stated, int) else stated
+    if height != width or pixel_values.shape[-2:] == (height, width):
+        return {}
     takes = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
-    if takes and height == width and pixel_values.shape[-2:] != (height, width):
-        return {"interpolate_pos_encoding": True}
-    return {}
+    return {"interpolate_pos_encoding": True} if takes else {}
 
 
 def image_logits(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import Siglip2Config, Siglip2ForImageClassification
 
 from salvage_hf import MaskedClassifier, attribution_methods
 from salvage_hf.masking import STRATEGIES
-from salvage_hf.modeling import SalvageModel
+from salvage_hf.modeling import BACKBONES, SalvageModel
 from salvage_hf.objectives import OBJECTIVES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
@@ -37,23 +37,30 @@ FAMILIES = [
 ROWS = [
     *(f"v(S), `{masking}`" for masking in STRATEGIES),
     "images of another size",
-    "an explainer to train",
+    "an explainer on the backbone of the classifier",
+    "an explainer on a backbone of DINOv2",
     *attribution_methods.REGISTRY,
 ]
 TARGETS = torch.tensor([0, 2])
 
 
 @torch.no_grad()
-def explainer_of(classifier, objective):
-    """An explainer as a run of training begins with, whose maps would be all zero, with noise on its weights."""
+def explainer_of(classifier, backbone, objective):
+    """An explainer as a run of training begins with, whose maps would be all zero, with noise on its weights.
+
+    Its backbone is the classifier's where that can be, else another one.
+    """
     paired, generator = OBJECTIVES[objective].paired_values, torch.Generator().manual_seed(0)
-    explainer = SalvageModel.from_classifier(classifier, objective=objective, paired_values=paired).eval()
+    source = classifier if classifier.config.model_type in BACKBONES else backbone
+    explainer = SalvageModel.from_backbone(
+        source, classifier, patch_size=4, objective=objective, paired_values=paired
+    ).eval()
     for parameter in explainer.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return explainer
 
 
-def answer(row, classifier, images):
+def answer(row, classifier, backbone, images):
     """What a row of the table gives for two images [2, 16], or for one of another size; raises where it is refused."""
     pixel_values, masking = images(2), re.fullmatch(r"v\(S\), `(\w+)`", row)
     if masking:
@@ -63,18 +70,20 @@ def answer(row, classifier, images):
     v = MaskedClassifier(classifier, patch_size=4, image_size=16)
     if row == "images of another size":
         return v.probabilities(images(2, 24), torch.rand(2, 16, 36) < 0.5)[..., 0]
-    if row == "an explainer to train":
-        return explainer_of(classifier, "salvage")(pixel_values).attributions[:, :, 0]
+    if row == "an explainer on the backbone of the classifier":
+        return SalvageModel.from_classifier(classifier).patch_features(pixel_values)
+    if row == "an explainer on a backbone of DINOv2":
+        return SalvageModel.from_backbone(backbone, classifier, patch_size=4).patch_features(pixel_values)
     options = dict(CHEAP.get(row, {}))
     if objective := attribution_methods.REGISTRY[row].objective:
-        options["explainer"] = explainer_of(classifier, objective)
+        options["explainer"] = explainer_of(classifier, backbone, objective)
     return attribution_methods.load(row, classifier=v, **options)(pixel_values, TARGETS)
 
 
-def reason_against(row, classifier, images):
+def reason_against(row, classifier, backbone, images):
     """Why a row of the table does not work, None where it does; the family's name is left out of the sentence."""
     try:
-        values = answer(row, classifier, images)
+        values = answer(row, classifier, backbone, images)
     except ValueError as error:
         kind = classifier.config.model_type
         sentence = re.sub(rf"\b(an?|this) {kind} model", r"a *family* model", str(error))
@@ -97,7 +106,7 @@ def page(tiny_classifier, images):
     for row in ROWS:
         cells = []
         for classifier in classifiers:
-            if (reason := reason_against(row, classifier, images)) is None:
+            if (reason := reason_against(row, classifier, classifiers[0], images)) is None:
                 cells.append("yes")
                 continue
             if reason not in reasons:
@@ -150,4 +159,4 @@ def test_timm_models_are_explained(images):
         maps = attribution_methods.load(name, classifier=v, **CHEAP.get(name, {}))(images(2, 64), TARGETS)
         assert maps.shape == (2, 16)
         assert maps.std() > 0
-    assert "how the tokens" in reason_against("last_attention", classifier, images)
+    assert "how the tokens" in reason_against("last_attention", classifier, None, images)
