@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from salvage_hf.vision_families import FAMILIES, freeze_mask_token, on_tokens, with_submodule
+from salvage_hf.vision_families import FAMILIES, freeze_mask_token, on_tokens, with_output_hook, with_submodule
 
 VARIANTS = [*FAMILIES, "deit_teacher"]
 
@@ -67,6 +67,19 @@ def test_a_view_with_another_submodule_leaves_the_module_as_it_was():
     assert view[1] is module[1]
     x = torch.randn(3, 2)
     torch.testing.assert_close(view(x), module[1](other(x).relu()))
+
+
+def test_output_hooks_reach_every_part_of_the_view_and_none_of_the_module(tiny_classifier, images):
+    classifier, seen = tiny_classifier("vit"), []
+    view = with_output_hook(classifier, lambda path, output: seen.append(path))
+    view(images(1))
+    assert {path for path, part in view.named_modules() if not list(part.children())} <= {*seen} | {
+        path for path, part in view.named_modules() if part._forward_hooks
+    }
+    assert not any(part._forward_hooks for part in classifier.modules())
+    told = len(seen)
+    classifier(images(1))
+    assert len(seen) == told > 10
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -10,9 +10,9 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from ..arguments import PRIVATE, names_with
 from ..data.registry import repository_of
+from ..modeling import BACKBONES
 from ..objectives import OBJECTIVES
 from ..pretrained import hub_name, public_name
-from ..vision_families import FAMILIES
 from .publishing import repository_name
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,8 @@ def write_classifier_card(
         results=results,
         scores={name: f"{value:.4f}" for name, value in scores.items()},
         masked=args.mask_patches,
-        patch_size=args.patch_size or (None if config.model_type in FAMILIES else EXAMPLE_PATCH_SIZE),
-        can_be_trained_for=config.model_type.startswith("dinov2"),
+        patch_size=args.patch_size or (None if config.model_type in BACKBONES else EXAMPLE_PATCH_SIZE),
+        has_backbone=config.model_type in BACKBONES,
         curve=curve,
         has_picture=has_picture,
         shown=_with_error,

@@ -118,17 +118,12 @@ _OF_SINGLE_TOKENS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Module
 _PLAIN_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-#: Attributes of transformers' and torch's modules: how much of their input they drop at random in training mode, and
-#: whether they compute their forward again in the backward pass.
-_CHANGED_BY_TRAINING = ("p", "drop_prob", "attention_dropout", "gradient_checkpointing")
-
-
 def can_be_packed(classifier: PreTrainedModel) -> bool:
     """Whether no part of a classifier can look at rows of its own: then packing them changes no result.
 
     All that tokens pass after they are embedded must be as transformers and torch have written it, without hooks, with
-    plain attention, and without dropout in training mode, because dropped paths and attention weights are drawn per
-    row. The head sees each row as a row either way.
+    plain attention, and in eval mode, because dropped paths and attention weights are drawn per row. The head sees
+    each row as a row either way.
     """
     base_model = classifier.base_model
     passed = (part.modules() for name, part in base_model.named_children() if name != "embeddings")
@@ -136,9 +131,7 @@ def can_be_packed(classifier: PreTrainedModel) -> bool:
 
 
 def _leaves_rows_alone(module: nn.Module) -> bool:
-    if module.training and any(getattr(module, name, 0) for name in _CHANGED_BY_TRAINING):
-        return False
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    if module.training or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
         return False
     if type(module) in _OF_SINGLE_TOKENS:
         return True

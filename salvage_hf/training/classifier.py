@@ -15,6 +15,7 @@ from ..data.cached_images import image_loader
 from ..files import fingerprint
 from ..keyed_random import KeyedGenerator
 from ..masking import MaskedClassifier, processing_digest
+from ..modeling import BACKBONES
 from ..pretrained import load_model, load_processor
 from ..targets import predicted_targets
 from ..vision_families import FAMILIES, freeze_mask_token
@@ -90,7 +91,7 @@ class ClassifierTask(Task):
         batch_size, patch_size = self.args.per_device_train_batch_size, self.args.patch_size
         if classifier.config.model_type in FAMILIES:
             return MaskedClassifier(classifier, patch_size=patch_size)
-        if patch_size is None and not self.args.mask_patches:
+        if patch_size is None and not self.args.mask_patches and classifier.config.model_type not in BACKBONES:
             patch_size = 1  # nothing is hidden, and patches of one pixel divide every image
         v = MaskedClassifier(classifier, patch_size=patch_size)
         pixels = self.train_images[0]["pixel_values"][None]
@@ -102,7 +103,7 @@ class ClassifierTask(Task):
     @property
     def knows_patches(self) -> bool:
         """Whether the model has patches, its own or given ones."""
-        return self.model.family is not None or self.args.patch_size is not None
+        return self.model.config.model_type in BACKBONES or self.args.patch_size is not None
 
     def made_with(self) -> dict[str, str]:
         """Digests of the backbone that training starts from, image processor and images."""

@@ -311,7 +311,7 @@ def test_the_card_is_whole(arguments, tmp_path, family, mask_patches, names):
     tables = [part for part in body.split("\n\n") if part.startswith("|")]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert ("scripts/train.py" in body) is (family == "dinov2")
+    assert ("--explainer_backbone" in body) is (family != "dinov2")
     example = {"dinov2": "", "resnet": ", patch_size=4" if mask_patches else ", patch_size=16"}[family]
     assert f'MaskedClassifier.from_pretrained("out"{example})' in body
     assert ("Is it ready to be explained?" in body) is mask_patches

@@ -258,37 +258,27 @@ def test_a_class_that_is_given_another_forward_is_not_packed(tiny_classifier, mo
     assert not can_be_packed(classifier)
 
 
-@pytest.mark.parametrize("dropout", [{"attention_probs_dropout_prob": 0.1}, {"hidden_dropout_prob": 0.1}])
-@pytest.mark.parametrize("family", ["dinov2", "vit"])
-def test_a_single_block_with_dropout_in_training_mode_is_not_packed(tiny_classifier, family, dropout):
+def test_a_single_block_in_training_mode_is_not_packed(tiny_classifier):
     """As for dropout at test time, which draws attention weights per row."""
-    classifier = tiny_classifier(family, **dropout)
-    assert can_be_packed(classifier)
-    FAMILIES[family].block_list(classifier)[1].train()
-    assert can_be_packed(classifier) == (family == "dinov2" and "hidden_dropout_prob" in dropout)  # it has no such part
-
-
-def test_checkpointed_blocks_are_not_packed(tiny_classifier):
     classifier = tiny_classifier()
-    classifier.gradient_checkpointing_enable()
-    assert can_be_packed(classifier)
-    assert not can_be_packed(classifier.train())
+    FAMILIES["dinov2"].block_list(classifier)[1].train()
+    assert not can_be_packed(classifier)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_fine_tuning_has_the_gradients_of_each_row_alone(tiny_classifier, images, packed_calls, family):
-    v, pixel_values, subsets = masked(tiny_classifier(family)), images(2), random_subsets(2, 9)
-    v.train()
-    weights = torch.randn(2, 9, v.num_labels, generator=torch.Generator().manual_seed(1))
-    gradients = []
-    for logits in (lambda: v(pixel_values, subsets), lambda: row_by_row(v, pixel_values, subsets)):
-        v.zero_grad()
-        (logits() * weights).sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in v.named_parameters() if p.grad is not None})
-    assert len(packed_calls) == 1
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5, msg=name)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_autocast_is_left_on_only_where_weights_are_of_another_type(tiny_classifier, images, monkeypatch, precision):
+    """Weights that are half precision already need none; float32 ones are cast by the autocast around the call."""
+    seen, attention = [], PackedRows.attention
+
+    def spy(self, *inputs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return attention(self, *inputs)
+
+    monkeypatch.setattr(PackedRows, "attention", spy)
+    v = MaskedClassifier(tiny_classifier(), mixed_precision=precision)
+    with torch.autocast("cpu", torch.bfloat16):
+        v.logits(images(1), random_subsets(1, 3))
+    assert set(seen) == {precision == "no"}
 
 
 def test_dropped_paths_are_drawn_per_row(tiny_classifier):
