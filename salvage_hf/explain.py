@@ -207,8 +207,6 @@ def _images(inputs: list[str]) -> list[Path]:
 def _is_one_file(output: str, files: list[Path]) -> bool:
     """Whether `output` is the file for the only image, and not a folder; raises ValueError where it fits neither."""
     path = Path(output)
-    if output == "":  # as a path it would mean the working directory
-        raise ValueError("output is an empty text; give a file or a folder")
     if not path.suffix or path.is_dir():
         return False
     if path.suffix[1:].lower() not in FORMATS:

@@ -112,7 +112,7 @@ class Explainer:
     ):
         if method is not None:
             one_of("method", method, REGISTRY)
-        budget, self.seed = whole_number("budget", budget or 0, at_least=0), checked_seed(seed)
+        budget, self.seed = whole_number("budget", 0 if budget is None else budget, 0), checked_seed(seed)
         self._pair = load_pair(name_or_model, classifier, processor, patch_size, device, allow_other_classifier)
         self.v, self.model, self.processor = self._pair.v, self._pair.model, self._pair.processor
         self.prepare(Image.new("RGB", (64, 64), "white"))  # a processor that fails does so now

@@ -151,7 +151,7 @@ class Explanation:
         """The image and its maps as a figure of matplotlib (the extra "plots"), with what the models say."""
         from .evaluation.map_panels import Note, map_panels
 
-        titles = [f"{name}\n{self.shares(index)}" for name, index in zip(self.labels, self.classes, strict=True)]
+        titles = [f"{name}: {self.shares(index)}" for name, index in zip(self.labels, self.classes, strict=True)]
         notes = [Note(f"{model.capitalize()}: {self.said(model)}") for model in self.probabilities]
         notes += [Note(text, warns=True) for text in self.warnings]
         panels = [("image", self.image), *zip(titles, self.overlays(), strict=True)]

@@ -14,7 +14,7 @@ from ..masking import MaskedClassifier, load_classifier_of, stated_masking
 from ..modeling import SalvageConfig
 from ..objectives import OBJECTIVES
 from ..pretrained import check_finite, load_config, load_model, load_processor
-from ..tensors import described, one_of
+from ..tensors import described, one_of, whole_number
 from ..vision_families import FAMILIES
 from .trained import load_explainer
 
@@ -65,6 +65,7 @@ def load_pair(
         TypeError, ValueError: where it does not, or something cannot be loaded.
     """
     place = _place(name_or_model, device)
+    patch_size = None if patch_size is None else whole_number("patch_size", patch_size, 1)
     if _is_explainer(name_or_model):
         pair = _explainer_and_classifier(name_or_model, classifier, processor, patch_size, allow_other_classifier)
     elif classifier is not None:

@@ -1,6 +1,7 @@
 """Opens image files: those formats, sizes and ranges of values that are read safely and without doubt."""
 
 import re
+import reprlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -69,10 +70,12 @@ def why_unreadable(image: dict[str, Any] | str | Path, pixel_range: Sequence[flo
 
 def check_pixel_range(pixel_range: Sequence[float] | None) -> None:
     """Raises ValueError where a range of pixels is not two finite numbers, the smaller one first."""
-    if pixel_range is not None and not (
-        len(pixel_range) == 2 and np.isfinite(pixel_range).all() and pixel_range[0] < pixel_range[1]
-    ):
-        raise ValueError(f"pixel_range must be two numbers, the smaller one first, got {pixel_range}")
+    if pixel_range is None:
+        return
+    is_range = isinstance(pixel_range, (list, tuple)) and len(pixel_range) == 2
+    is_range = is_range and all(isinstance(end, (int, float)) and np.isfinite(float(end)) for end in pixel_range)
+    if not is_range or not pixel_range[0] < pixel_range[1]:
+        raise ValueError(f"pixel_range must be two numbers, the smaller one first, got {reprlib.repr(pixel_range)}")
 
 
 def printable(path: Any) -> str:
