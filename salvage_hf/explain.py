@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 from .arguments import AtLeast, arg, check_arguments
 from .attribution_methods import REGISTRY
 from .data.folders import is_of_other_kind, listed, walk
-from .data.marks import made_here
+from .data.marks import PICTURE_FORMATS, made_here
 from .data.pictures import check_pixel_range, open_image, printable, reason_of
 from .explained_page import Page
 from .explainer import Explainer, Prepared
@@ -86,26 +85,33 @@ def explain_files(inputs: Iterable[str], args: ExplainArguments) -> tuple[list[P
             process writes to it, or model, classifier, method, classes and budget do not fit each other.
         OSError: where a file cannot be written; those before it stay.
     """
+    kind = Path(args.output).suffix[1:].lower()
+    kind = kind if kind in FORMATS else args.format
+    if args.report is not None or kind in PICTURE_FORMATS:
+        import matplotlib  # noqa: F401 - an extra, whose lack should not show after minutes
     files = _images(list(inputs))
-    if _is_one_file(args.output, files):
-        check_writable(Path(args.output).parent)
-        targets, lock = {files[0]: Path(args.output)}, nullcontext()
-    else:
-        targets, lock = {}, locked(args.output, "salvage explain")
     if args.report is not None:
         check_writable(Path(args.report).parent)
         if any(Path(args.report).exists() and Path(args.report).samefile(file) for file in files):
             raise ValueError(f"report={args.report!r} is one of the images, which would be lost; give another name")
-    if args.report is not None or args.format not in ("json", "npz"):
-        import matplotlib  # noqa: F401 - an extra, whose lack should not show after minutes
-    with lock:
-        return _explain(targets or _targets(files, Path(args.output), args.format), args)
+    if _is_one_file(args.output, files):
+        check_writable(Path(args.output).parent)
+        return _explain({files[0]: Path(args.output)}, args)
+    with locked(args.output, "salvage explain"):
+        return _explain(_targets(files, Path(args.output), args.format), args)
 
 
 def _explain(targets: dict[Path, Path], args: ExplainArguments) -> tuple[list[Path], list[str]]:
     """Explains images: {image: the file to write}. Returns what `explain_files` returns."""
-    options = {"patch_size": args.patch_size, "allow_other_classifier": args.allow_other_classifier}
-    explainer = Explainer(args.model, args.method, args.budget, args.classifier, args.device, **options)
+    explainer = Explainer(
+        args.model,
+        args.method,
+        args.budget,
+        args.classifier,
+        args.device,
+        patch_size=args.patch_size,
+        allow_other_classifier=args.allow_other_classifier,
+    )
     classes = explainer.targets(args.classes)
     page = Page()
     written: list[Path] = []

@@ -146,7 +146,7 @@ class Explainer:
         targets, top = self.targets(classes), whole_number("top", top, at_least=1)
         batch_size = whole_number("batch_size", batch_size, at_least=1)
         if not isinstance(images, (list, tuple)):
-            return self.explain([self.prepare(images, pixel_range)], targets, top)[0]
+            return self([images], classes, top, batch_size, pixel_range)[0]
         found: list[Explanation] = []
         for start in range(0, len(images), batch_size):
             batch = [self.prepare(image, pixel_range) for image in images[start : start + batch_size]]

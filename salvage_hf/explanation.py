@@ -151,10 +151,10 @@ class Explanation:
         """The image and its maps as a figure of matplotlib (the extra "plots"), with what the models say."""
         from .evaluation.map_panels import Note, map_panels
 
-        titles = [f"{name}: {self.shares(index)}" for name, index in zip(self.labels, self.classes, strict=True)]
+        titles = [(name, self.shares(index)) for name, index in zip(self.labels, self.classes, strict=True)]
         notes = [Note(f"{model.capitalize()}: {self.said(model)}") for model in self.probabilities]
         notes += [Note(text, warns=True) for text in self.warnings]
-        panels = [("image", self.image), *zip(titles, self.overlays(), strict=True)]
+        panels = [(("image",), self.image), *zip(titles, self.overlays(), strict=True)]
         return map_panels(panels, notes, self.made_with, self.limit, self.is_cropped)
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +193,8 @@ class Explanation:
             del stated["geometry"]
             stated |= {name: values.numpy() for name, values in self._tensors().items()}
             buffer = BytesIO()
-            np.savez(buffer, **{name: np.asarray(value) for name, value in stated.items() if value is not None})
+            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in stated.items() if value is not None}
+            np.savez(buffer, **arrays)
             return buffer.getvalue()
         from .evaluation.plots import file_content
 

@@ -153,7 +153,7 @@ def _classifier(name_or_model: Any, processor: Any, patch_size: int | None) -> M
         patch_size = _even_patches(processed_size(processor))
     if not is_name:
         return _masked(name_or_model, processor, patch_size=patch_size)
-    options = {"image_size": size} if (size := processed_size(processor)) else {}
+    options: dict[str, Any] = {"image_size": size} if (size := processed_size(processor)) else {}
     return load_classifier_of(None, str(name_or_model), patch_size=patch_size, **options)
 
 

@@ -17,9 +17,6 @@ PANEL_WIDTH, COLUMNS = 3.0, 4
 #: Inches: the room beside every panel, of a line of text, and of the colour bar with its numbers.
 _GAP, _LINE, _BAR = 0.12, 0.165, 0.55
 
-#: The most lines of a panel's title.
-_TITLE_LINES = 5
-
 
 @dataclass(frozen=True)
 class Note:
@@ -35,14 +32,18 @@ class Note:
 
 
 def map_panels(
-    panels: Sequence[tuple[str, Image.Image]], notes: Sequence[Note], footer: str, limit: float, has_pale: bool
+    panels: Sequence[tuple[Sequence[str], Image.Image]],
+    notes: Sequence[Note],
+    footer: str,
+    limit: float,
+    has_pale: bool,
 ) -> Figure:
     """Panels in rows, notes above them, and below them the colour bar, what pale means, and the footer.
 
     Everything has its place in inches, so that no text lies on another, however many lines it takes.
 
     Args:
-        panels: (title, picture), all maps on one scale.
+        panels: (lines of the title, picture), all maps on one scale.
         notes: what is said above, from the first line on.
         footer: what the maps are made with.
         limit: the value that has the full colour.
@@ -53,7 +54,9 @@ def map_panels(
     above = [(drawable(note.text, 0.9 * width, longest=400), note.warns) for note in notes]
     below = drawable(footer, 0.9 * width, longest=400)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    titles = [[drawable(title, PANEL_WIDTH, longest=150) for title, _ in row] for row in rows]
+    titles = [
+        ["\n".join(drawable(line, PANEL_WIDTH, longest=150) for line in lines) for lines, _ in row] for row in rows
+    ]
     title_heights = [_LINE * max(title.count("\n") + 1 for title in row) + 0.06 for row in titles]
     heights = [PANEL_WIDTH * min(3.0, max(picture.height / picture.width for _, picture in row)) for row in rows]
     note_heights = [_LINE * (text.count("\n") + 1) + (0.14 if warns else 0.05) for text, warns in above]
