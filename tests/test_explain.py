@@ -381,7 +381,7 @@ def test_images_of_more_than_8_bits_need_their_range(model_folder, tmp_path):
     explained([str(tmp_path / "plain.png")], str(model_folder), str(tmp_path / "plain_out.png"))
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(tmp_path / "plain_out.png")))
     with pytest.raises(ValueError, match="pixel_range must be two numbers, the smaller one first"):
-        explained([str(tmp_path / "deep.png")], str(model_folder), str(out), pixel_range=(5, 1))
+        explained([str(tmp_path / "deep.png")], str(model_folder), str(out), pixel_range=[5, 1])
 
 
 # With a budget

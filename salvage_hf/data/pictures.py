@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
 
 PILImage.init()
 #: What Pillow may read. Of its other formats, EPS starts a program (Ghostscript), and some take any file for an image.
@@ -88,7 +88,8 @@ def _read(
 ) -> PILImage.Image:
     if isinstance(image, PILImage.Image):
         _check_size(image)
-        picture, colour_of_16_bits = ImageOps.exif_transpose(image), False
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        picture, colour_of_16_bits = ImageOps.exif_transpose(image) if turned else image, False  # it copies any picture
     else:
         picture, colour_of_16_bits = decode(source_of(image))
     if picture.mode in DEEP_MODES:
