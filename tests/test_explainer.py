@@ -75,10 +75,10 @@ def test_an_explainer_and_its_classifier_answer_in_one_forward_each(salvage_mode
 )  # fmt: skip
 def test_a_plain_classifier_has_a_method_of_its_own(tiny_classifier, family, method, grid):
     classifier, picture = tiny_classifier(family), pictures()[0]
-    explainer = Explainer(classifier, processor=PROCESSOR, budget=40 if method == "rise" else None)
+    explainer = Explainer(classifier, processor=PROCESSOR)
     made = explainer(picture, top=1)
     assert (explainer.method, made.grid_size, explainer.model) == (method, grid, None)
-    options = {"budget": 40} if method == "rise" else {}
+    options = {"budget": 256} if method == "rise" else {}
     target = predicted_targets(explainer.v.whole_logits(pixels(picture)))
     expected = attribution_methods.load(method, explainer.v, **options)(pixels(picture), target)
     torch.testing.assert_close(made.attributions[:, 0], expected[0])
