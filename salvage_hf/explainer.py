@@ -122,7 +122,7 @@ class Explainer:
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture],
+        images: Picture | list[Picture] | tuple[Picture, ...],
         classes: int | str | Sequence[int | str] | None = None,
         top: int = 3,
         batch_size: int = 8,
