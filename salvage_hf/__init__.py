@@ -6,6 +6,8 @@ Importing this package registers Salvage with transformers' Auto classes and the
 from . import attribution_methods, faithfulness, localization, refinement, subsets
 from .evaluate_modules import registration
 from .evaluate_modules.registration import load_metric
+from .explainer import Explainer
+from .explanation import Explanation
 from .masking import MaskedClassifier
 from .modeling import SalvageConfig, SalvageForImageClassification, SalvageModel, SalvageOutput
 from .version import VERSION
@@ -15,6 +17,8 @@ __version__ = VERSION
 registration.register()
 
 __all__ = [
+    "Explainer",
+    "Explanation",
     "MaskedClassifier",
     "SalvageConfig",
     "SalvageForImageClassification",

@@ -13,8 +13,14 @@ from .data.pictures import printable
 from .evaluate_modules.registration import seed_module_cache
 from .recipes import RECIPE, read_recipe
 
-#: The modules that the extra "plots" installs.
-_PLOTS = ("matplotlib", "sklearn")
+#: Modules that an extra installs -> the extra.
+_EXTRAS = {
+    "matplotlib": "plots",
+    "sklearn": "plots",
+    "captum": "baselines",
+    "scipy": "baselines",
+    "shapiq": "baselines",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,17 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     with one_line_errors(f"salvage {options.command}"):
         if options.command == "explain":
-            from .explain import explain_files  # matplotlib is an extra
+            from .explain import ExplainArguments, explain_files
 
-            written, failed = explain_files(
-                options.images,
-                options.model,
-                options.output,
-                options.top,
-                options.pixel_range,
-                options.classifier,
-                options.budget,
-            )
+            given = {item.name: getattr(options, item.name) for item in fields(ExplainArguments)}
+            written, failed = explain_files(options.images, ExplainArguments(**given))
             for path in written:
                 print(printable(path))
             for message in failed:
@@ -58,29 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    explain = commands.add_parser("explain", help="draw the maps of a model's most probable classes over images")
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
-    explain.add_argument("--model", required=True, help="a Salvage model: a folder, or a name on the Hub")
-    explain.add_argument(
-        "--output",
-        default="explanations",
-        help="a folder, or for one image a file, whose suffix says the format: png, jpg, jpeg, webp, pdf or svg",
-    )
-    explain.add_argument(
-        "--pixel_range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="the values that are black and white in images of more than 8 bits, for example 0 4095",
-    )
-    explain.add_argument("--top", type=int, default=3, help="how many classes are shown, the most probable first")
+    from .explain import ExplainArguments
 
-    explain.add_argument(
-        "--classifier", help="the classifier that the model explains, for --budget: a folder or a name"
+    explain = commands.add_parser(
+        "explain",
+        help="explain images: the maps of the classes that a classifier finds most probable, as pictures or numbers",
+        parents=[HfArgumentParser(ExplainArguments, add_help=False)],  # type: ignore[arg-type]
     )
-    explain.add_argument(
-        "--budget", type=int, default=0, help="forwards of the classifier on each image, which improve its maps"
-    )
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
 
     from .evaluation.doctor import DoctorArguments
 
@@ -110,9 +94,10 @@ def one_line_errors(program: str) -> Iterator[None]:
         print(f"{program}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except ModuleNotFoundError as error:
-        if error.name not in _PLOTS:
+        if error.name not in _EXTRAS:
             raise
-        print(f"{program}: {error.name} is missing; pip install 'salvage-hf[plots]' installs it", file=sys.stderr)
+        extra = f"salvage-hf[{_EXTRAS[error.name]}]"
+        print(f"{program}: {error.name} is missing; pip install '{extra}' installs it", file=sys.stderr)
         raise SystemExit(2) from error
     except (ValueError, OSError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)

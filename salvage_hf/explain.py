@@ -1,133 +1,184 @@
-"""Pictures that explain single images: what `salvage explain` does."""
+"""Files that explain image files: what `salvage explain` does."""
 
-import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import torch
-from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoModel
 
-from .attribution_methods.trained import load_explainer
+from .arguments import AtLeast, arg, check_arguments
+from .attribution_methods import REGISTRY
 from .data.folders import is_of_other_kind, listed, walk
-from .data.geometry import picture_geometry
+from .data.marks import PICTURE_FORMATS, made_here
 from .data.pictures import check_pixel_range, open_image, printable, reason_of
-from .data.processors import process
-from .evaluation.plots import DPI, FORMATS, file_content, made_here, overlay, picture_grid
+from .explained_page import Page
+from .explainer import Explainer, Prepared
+from .explanation import FORMATS, Explanation, format_of
 from .files import check_writable, locked, write_bytes
-from .masking import MaskedClassifier, stated_masking
-from .modeling import SalvageConfig
-from .pretrained import load_config, load_model, load_processor
-from .refinement import checked_budget, refine
-from .targets import (
-    activation,
-    label_names,
-    predicted_targets,
-    target_attributions,
-    target_names,
-    target_probability,
-)
 
 logger = logging.getLogger(__name__)
 
-#: The most classes of one picture: with more, it would be wider than some of the formats allow.
-MOST_CLASSES = 40
 
-#: Width of the image and of each map in inches, and the most pixels of a side that are drawn there: more could not be
-#: seen, even where a page is enlarged to twice its size, and would only cost memory.
-PANEL_WIDTH = 3.0
-DRAWN_PIXELS = int(2 * PANEL_WIDTH * DPI)
+@dataclass
+class ExplainArguments:
+    """Arguments of `salvage explain`, beside the images."""
+
+    model: str = field(
+        metadata={"help": "A Salvage explainer or any image classifier: a folder, or a name on the Hub."}
+    )
+    classifier: str | None = arg(
+        None, "The classifier that the explainer explains: a folder, or a name. The one that it states when not given."
+    )
+    method: Literal[tuple(REGISTRY)] | None = arg(  # type: ignore[valid-type]
+        None,
+        "The attribution method; when not given that of the explainer, and of a classifier without one conservative "
+        "LRP, GradCAM or RISE, the first that suits it.",
+    )
+    budget: Annotated[int, AtLeast(0)] = arg(
+        0, "Forwards of the classifier for each map: how often a method such as rise asks, or what improves its maps."
+    )
+    classes: list[str] | None = arg(
+        None, "The labels that are explained, or their numbers from 0 on; the most probable ones when not given."
+    )
+    top: Annotated[int, AtLeast(1)] = arg(
+        3, "How many classes are explained, the most probable first; those below 1 percent are left out behind it."
+    )
+    patch_size: Annotated[int | None, AtLeast(1)] = arg(
+        None, "The side of a patch in pixels of the processed image, for a classifier whose tokens are no patches."
+    )
+    allow_other_classifier: bool = arg(
+        False, "Go on, with a warning, where the explainer states that it was trained for another classifier."
+    )
+    batch_size: Annotated[int, AtLeast(1)] = arg(8, "Images per batch; it changes no number.")
+    device: str | None = arg(None, "Where to compute, for example cpu or cuda; a GPU if there is one when not given.")
+    pixel_range: list[float] | None = arg(
+        None, "LOW and HIGH, the values that are black and white in images of more than 8 bits, for example 0 4095."
+    )
+    format: Literal[FORMATS] = arg("png", "What is written into a folder for each image.")  # type: ignore[valid-type]
+    output: str = arg("explanations", "A folder, or for one image a file, whose suffix says the format.")
+    report: str | None = arg(None, "Also write one HTML page, which needs no other file, with all images and maps.")
+
+    def __post_init__(self):
+        check_arguments(self)
+        check_pixel_range(self.pixel_range)
+        if not self.model:
+            raise ValueError("model is needed: a Salvage explainer or an image classifier")
+        if self.report is not None and Path(self.report).suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"report must be a file whose name ends in .html, got {self.report!r}")
 
 
-def explain_files(
-    inputs: Iterable[str],
-    model_name: str,
-    output: str,
-    top: int = 3,
-    pixel_range: Sequence[float] | None = None,
-    classifier_name: str | None = None,
-    budget: int = 0,
-) -> tuple[list[Path], list[str]]:
-    """Writes a picture per image: the image, and the maps of its most probable classes with their probability.
+def explain_files(inputs: Iterable[str], args: ExplainArguments) -> tuple[list[Path], list[str]]:
+    """Writes a file per image, and a page of all of them where one is asked for.
 
     Args:
-        inputs: image files, or folders, of which all images are taken, also in the folders below. Pictures that this
-            function wrote are left out.
-        model_name: a Salvage model with its image processor, on the Hub or in a folder.
-        output: a picture file for a single image, whose suffix says the format; otherwise a folder that gets one PNG
-            file per image. Files of other origin in that folder are left as they are.
-        top: how many classes are shown.
-        pixel_range: the values that are black and white in images of more than 8 bits, as in `open_image`.
-        classifier_name: the classifier that the model explains, on the Hub or in a folder; needed with a budget.
-        budget: forwards of the classifier for each map, which improve it (`refinement.refine`); 0: none.
+        inputs: image files, or folders, of which all images are taken, also in the folders below. What this function
+            wrote is left out.
+        args: the rest. Where `output` is a folder, files of other origin in it are left as they are.
 
     Returns:
         The files written, and a message for every file that could not be explained.
 
     Raises:
         ValueError: where there are no inputs, `output` does not fit them, is one of them or cannot be written, another
-            process writes to it, or the model is none of Salvage or lacks parts.
-        OSError: where a picture cannot be written; those before it stay.
+            process writes to it, or model, classifier, method, classes and budget do not fit each other.
+        OSError: where a file cannot be written; those before it stay.
     """
-    if not isinstance(top, int) or not 1 <= top <= MOST_CLASSES:
-        raise ValueError(f"top must be a whole number from 1 to {MOST_CLASSES}, got {top!r}")
-    check_pixel_range(pixel_range)
-    if bool(checked_budget(budget)) != bool(classifier_name):
-        raise ValueError(
-            "budget and classifier, the one that the model explains, are given together, got "
-            f"budget={budget} and classifier={classifier_name!r}"
-        )
+    kind = Path(args.output).suffix[1:].lower()
+    kind = kind if kind in FORMATS else args.format
+    if args.report is not None or kind in PICTURE_FORMATS:
+        import matplotlib  # noqa: F401 - an extra, whose lack should not show after minutes
     files = _images(list(inputs))
-    options = model_name, top, pixel_range, classifier_name, budget
-    if _is_one_picture(output, files):
-        check_writable(Path(output).parent)
-        return _explain({files[0]: Path(output)}, *options)
-    with locked(output, "salvage explain"):
-        return _explain(_targets(files, Path(output)), *options)
+    if args.report is not None:
+        check_writable(Path(args.report).parent)
+        if any(Path(args.report).exists() and Path(args.report).samefile(file) for file in files):
+            raise ValueError(f"report={args.report!r} is one of the images, which would be lost; give another name")
+    if _is_one_file(args.output, files):
+        check_writable(Path(args.output).parent)
+        return _explain({files[0]: Path(args.output)}, args)
+    with locked(args.output, "salvage explain"):
+        return _explain(_targets(files, Path(args.output), args.format), args)
 
 
-def _explain(
-    targets: dict[Path, Path],
-    model_name: str,
-    top: int,
-    pixel_range: Sequence[float] | None,
-    classifier_name: str | None,
-    budget: int,
-) -> tuple[list[Path], list[str]]:
-    """Explains images: {image: the picture to write}. Returns what `explain_files` returns."""
-    model, processor = _load(model_name)
-    v = None
-    if classifier_name:
-        # Patches are hidden as they were when the explainer was trained.
-        v = MaskedClassifier.from_pretrained(classifier_name, **stated_masking(model.config))
-        model = load_explainer(model, "salvage", v)
-    draw = functools.partial(explanation, model=model, processor=processor, top=top, v=v, budget=budget)
+def _explain(targets: dict[Path, Path], args: ExplainArguments) -> tuple[list[Path], list[str]]:
+    """Explains images: {image: the file to write}. Returns what `explain_files` returns."""
+    explainer = Explainer(
+        args.model,
+        args.method,
+        args.budget,
+        args.classifier,
+        args.device,
+        patch_size=args.patch_size,
+        allow_other_classifier=args.allow_other_classifier,
+    )
+    classes = explainer.targets(args.classes)
+    page = Page()
     written: list[Path] = []
     failed: list[str] = []
-    for file, target in tqdm(targets.items(), desc="Explaining", disable=len(targets) == 1):
-        try:
-            content = _content(target, draw, open_image(file, pixel_range), file)
-        except ValueError as error:  # one image must not stop the others
-            failed.append(str(error))
-            continue
-        write_bytes(target, content)
-        written.append(target)
+    with tqdm(total=len(targets), desc="Explaining", disable=len(targets) == 1) as bar:
+        for batch in _batches(list(targets), args.batch_size):
+            for file, made in _made(explainer, batch, classes, args, failed):
+                target = targets[file]
+                try:
+                    content = made.content(format_of(target))
+                    if args.report is not None:
+                        page.add(printable(file.name), made)
+                except Exception as error:  # one image must not stop the others
+                    failed.append(_message(file, error))
+                    continue
+                write_bytes(target, content)
+                written.append(target)
+            bar.update(len(batch))
     if gone := [path for path in written if not path.is_file()]:
-        raise FileNotFoundError(
-            f"{len(gone)} of {len(written)} pictures are gone since they were written, also {gone[0]}"
-        )
+        raise FileNotFoundError(f"{len(gone)} of {len(written)} files are gone since they were written, also {gone[0]}")
+    if args.report is not None:
+        write_bytes(Path(args.report), page.html(failed).encode())
+        written.append(Path(args.report))
     return written, failed
 
 
-def _content(target: Path, draw: Callable[[Image.Image], Any], picture: Image.Image, file: Path) -> bytes:
-    """What the file `target` is to hold; raises ValueError, which names the image's file, where it cannot be drawn."""
+def _batches(files: list[Path], size: int) -> Iterator[list[Path]]:
+    for start in range(0, len(files), size):
+        yield files[start : start + size]
+
+
+def _made(
+    explainer: Explainer, files: list[Path], classes: list[int] | None, args: ExplainArguments, failed: list[str]
+) -> list[tuple[Path, Explanation]]:
+    """The explanations of a batch; a message is added to `failed` for every image that has none.
+
+    Where a batch fails, its images are explained one by one, because one of them must not stop the others.
+    """
+    ready: list[tuple[Path, Prepared]] = []
+    for file in files:
+        try:
+            picture = open_image(file, args.pixel_range)
+        except ValueError as error:
+            failed.append(str(error))
+            continue
+        try:
+            ready.append((file, explainer.prepare(picture)))
+        except Exception as error:  # a processor may raise anything
+            failed.append(_message(file, error))
+    found: list[tuple[Path, Explanation]] = []
     try:
-        return file_content(draw(picture), target.suffix[1:].lower())
-    except Exception as error:  # a model and its processor may raise anything
-        raise ValueError(f"image '{printable(file)}' cannot be explained: {reason_of(error)}") from error
+        made = explainer.explain([image for _, image in ready], classes, args.top)
+        return [(file, explanation) for (file, _), explanation in zip(ready, made, strict=True)]
+    except Exception as error:  # a model may raise anything
+        if len(ready) == 1:
+            failed.append(_message(ready[0][0], error))
+            return found
+    for file, image in ready:
+        try:
+            found.append((file, explainer.explain([image], classes, args.top)[0]))
+        except Exception as error:
+            failed.append(_message(file, error))
+    return found
+
+
+def _message(file: Path, error: Exception) -> str:
+    return f"image '{printable(file)}' cannot be explained: {reason_of(error)}"
 
 
 def _images(inputs: list[str]) -> list[Path]:
@@ -159,27 +210,25 @@ def _images(inputs: list[str]) -> list[Path]:
     return list(files)
 
 
-def _is_one_picture(output: str, files: list[Path]) -> bool:
-    """Whether `output` is a picture of the only image, and not a folder; raises ValueError where it fits neither."""
+def _is_one_file(output: str, files: list[Path]) -> bool:
+    """Whether `output` is the file for the only image, and not a folder; raises ValueError where it fits neither."""
     path = Path(output)
-    if output == "":  # as a path it would mean the working directory
-        raise ValueError("output is an empty text; give a file or a folder")
     if not path.suffix or path.is_dir():
         return False
     if path.suffix[1:].lower() not in FORMATS:
         raise ValueError(
-            f"output={output!r} ends in {path.suffix!r}; a picture ends in one of {', '.join(FORMATS)}, and a folder "
+            f"output={output!r} ends in {path.suffix!r}; a file ends in one of {', '.join(FORMATS)}, and a folder "
             "whose name has a dot must be there before"
         )
     if len(files) > 1:
-        raise ValueError(f"output={output!r} is one picture, but there are {len(files)} images; give a folder")
+        raise ValueError(f"output={output!r} is one file, but there are {len(files)} images; give a folder")
     if path.exists() and path.samefile(files[0]):
         raise ValueError(f"output={output!r} is the image itself, which would be lost; give another name")
     return True
 
 
-def _targets(files: list[Path], folder: Path) -> dict[Path, Path]:
-    """{image: its picture in a folder}: STEM.png, or STEM_2.png and so on, never a file of other origin."""
+def _targets(files: list[Path], folder: Path, kind: str) -> dict[Path, Path]:
+    """{image: its file in a folder}: STEM.png, or STEM_2.png and so on, never a file of other origin."""
     # Some file systems take "A.png" and "a.png" for one file.
     taken = {path.name.casefold() for path in folder.iterdir() if not made_here(path)}
     numbers: dict[str, int] = {}
@@ -188,69 +237,9 @@ def _targets(files: list[Path], folder: Path) -> dict[Path, Path]:
         # A file system allows names of 255 bytes; number and suffix need some of them.
         stem = printable(file.stem).encode()[:200].decode(errors="ignore")
         number = numbers.get(stem, 1)
-        while (name := f"{stem}.png" if number == 1 else f"{stem}_{number}.png").casefold() in taken:
+        while (name := f"{stem}.{kind}" if number == 1 else f"{stem}_{number}.{kind}").casefold() in taken:
             number += 1
         numbers[stem] = number + 1
         taken.add(name.casefold())
         targets[file] = folder / name
     return targets
-
-
-def _load(model_name: str) -> tuple[Any, Any]:
-    """A Salvage model and its image processor, which is tried on a white picture."""
-    config = load_config(model_name)
-    if not isinstance(config, SalvageConfig):
-        raise ValueError(
-            f"model={model_name!r} is of the type {config.model_type!r}; needed is a Salvage explainer, which "
-            "scripts/train.py trains against an image classifier"
-        )
-    model = load_model(AutoModel, model_name, dtype=torch.float32)
-    processor = load_processor(model_name)
-    white = Image.new("RGB", (64, 64), "white")
-    process(processor, [white])
-    picture_geometry(processor, *white.size)
-    return model, processor
-
-
-# The explanation
-
-
-@torch.no_grad()
-def explanation(
-    picture: Image.Image, model, processor, top: int = 3, v: MaskedClassifier | None = None, budget: int = 0
-):
-    """The figure of one picture: itself, then the maps of its `top` most probable classes, on one colour scale.
-
-    With one label there is one map: of the label where it is predicted, otherwise of its absence. The model sees the
-    whole picture; what is drawn has at most `DRAWN_PIXELS` a side. With a classifier `v` and a budget the maps are
-    those of `refinement.refine`.
-
-    Raises:
-        ValueError: where the processor cannot process the picture, or an answer of the model is NaN or infinite.
-    """
-    pixel_values = process(processor, [picture])
-    output = model(pixel_values)
-    if not (output.logits.isfinite().all() and output.attributions.isfinite().all()):
-        raise ValueError("the model answers with values that are NaN or infinite")
-    probabilities = activation(output.logits)
-    if output.logits.shape[-1] == 1:
-        classes = predicted_targets(output.logits)
-    else:
-        classes = probabilities[0].topk(min(top, probabilities.shape[-1])).indices
-    names = target_names(label_names(model.config))
-    grid = pixel_values.shape[-2] // model.config.patch_size, pixel_values.shape[-1] // model.config.patch_size
-    scale = min(1.0, DRAWN_PIXELS / max(picture.size))
-    width, height = (max(1, round(scale * side)) for side in picture.size)
-    geometry = picture_geometry(processor, *picture.size).scaled(width / picture.width, height / picture.height)
-    drawn = picture.resize((width, height), reducing_gap=3.0)
-    shares = target_probability(probabilities.expand(len(classes), 1, -1), classes)[:, 0].tolist()
-    maps = target_attributions(output.attributions.expand(len(classes), -1, -1), classes)
-    if v is not None:
-        maps = refine(v, maps, pixel_values.expand(len(classes), -1, -1, -1), classes, budget).attributions
-    maps = maps.unflatten(-1, grid).numpy()
-    limit = float(abs(maps).max())
-    titled = [
-        (f"{names[index]}: {100 * share:.1f}%", overlay(drawn, values, geometry, limit))
-        for index, share, values in zip(classes.tolist(), shares, maps, strict=True)
-    ]
-    return picture_grid([[("image", drawn), *titled]], width=PANEL_WIDTH)

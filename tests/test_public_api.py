@@ -15,6 +15,8 @@ from salvage_hf import MaskedClassifier, SalvageConfig, SalvageForImageClassific
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
+    "Explainer",
+    "Explanation",
     "MaskedClassifier",
     "SalvageConfig",
     "SalvageForImageClassification",

@@ -13,10 +13,11 @@ import torch
 from hypothesis import Phase, given, settings
 from PIL import Image
 from torch import nn
-from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
+from transformers import BitImageProcessor, Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
 import salvage_hf
 from salvage_hf import (
+    Explainer,
     MaskedClassifier,
     SalvageConfig,
     SalvageModel,
@@ -42,6 +43,7 @@ CLASSIFIER = Dinov2ForImageClassification(
     Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=16, num_labels=3)
 )
 V = MaskedClassifier(CLASSIFIER)
+PROCESSOR = BitImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False)
 
 
 def value(pixel_values, subsets):
@@ -224,6 +226,32 @@ DOORS = {
         {"pixel_values": IMAGES, "subsets": SUBSETS},
         {"pixel_values": NO_IMAGES, "subsets": NO_SUBSETS},
     ),
+    "Explainer": Door(
+        functools.partial(Explainer, device="cpu"),
+        {"name_or_model": CLASSIFIER, "processor": PROCESSOR},
+        {
+            "name_or_model": [*NOTHING, None, 3, True, [], value, BACKBONE, "no/such/classifier", "/no/such/folder"],
+            "method": [*NO_CHOICE, "shap"],
+            "budget": [*NO_COUNT, 8],
+            "classifier": [*NOTHING, 3, V, CLASSIFIER],
+            "device": [object(), {}, set(), "cat", 1j, [0], "cuda:99"],
+            "patch_size": [*NO_COUNT, 0, 5],
+            "seed": [*NO_SEED, None],
+        },
+        {"name_or_model": ("name_or_model", "cat", "no/such", "classifier"), "patch_size": ("patch_size", "patches")},
+    ),
+    "Explainer, of an image": Door(
+        Explainer(CLASSIFIER, "random", processor=PROCESSOR),
+        {"images": Image.new("RGB", (30, 20))},
+        {
+            "images": [object(), {}, set(), b"cat", "cat", lambda: 0, nn.Linear(2, 2), 1j, None, 3, True, IMAGES],
+            "classes": [object(), {}, set(), "cat", b"cat", 1j, 2.5, True, 3, -1, [], [None], [0.5], "9"],
+            "top": [*NO_COUNT, None, 0],
+            "batch_size": [*NO_COUNT, None, 0],
+            "pixel_range": [object(), {}, set(), "cat", 3, (1,), (2, 1), (0, float("nan")), ("a", "b"), (None, 1)],
+        },
+        {"images": ("images", "image 'cat'")},
+    ),
     "attribution_methods.load": Door(
         attribution_methods.load,
         {"name": "random", "classifier": V},
@@ -348,8 +376,8 @@ SCALARS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.comp
 JUNK = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner))
 
 
-# Texts may be names of models, for which the Hub would be asked. The metrics of a family share their code.
-NAMES_OF_MODELS = {"v", "model", "explainer", "name_or_path"}
+# Texts may be names of files, or of models, for which the Hub would be asked. The metrics of a family share their code.
+NAMES_OF_MODELS = {"v", "model", "explainer", "name_or_path", "name_or_model", "images"}
 WITH_JUNK = [
     (path, argument)
     for path, argument in ARGUMENTS
@@ -367,6 +395,7 @@ def test_any_junk_is_taken_or_refused_by_a_sentence(path, argument, junk):
 
 def test_every_public_name_has_a_door():
     others = {
+        "Explanation",  # made by an Explainer
         "SalvageForImageClassification",  # a model of transformers, made from a config or a folder
         "SalvageModel",  # likewise, but for `from_classifier`
         "SalvageOutput",

@@ -17,9 +17,10 @@ def test_the_python_of_the_readme_runs(tiny_classifier, salvage_model, save_proc
         model.save_pretrained(tmp_path / "org" / name)
         save_processor(tmp_path / "org" / name)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     before = "from PIL import Image\nimages = [Image.new('RGB', (30, 20), color) for color in ('red', 'green')]\n"
-    # The first block hands the pixels on without a name.
+    before += "images[0].save('cat.png')\n"
+    # The second block hands the pixels on without a name.
     between = "pixel_values = processor(images, return_tensors='pt')['pixel_values']\n"
     after = """
 from salvage_hf import attribution_methods
@@ -31,7 +32,7 @@ results = r_srg.compute(
 assert refined.attributions.shape == refined.stderr.shape == (2, 16)
 assert results["num_forwards"] <= 2 * 160
 """
-    code = before + blocks[0] + between + "".join(blocks[1:]) + after
+    code = before + blocks[0] + blocks[1] + between + "".join(blocks[2:]) + after
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300

@@ -28,6 +28,8 @@ FLOORS = (
     {"training"},
     {"evaluation"},
     {"evaluate_modules"},
+    {"explanation"},
+    {"explainer", "explained_page"},
     {"explain", "demo"},
     {"cli", "__init__"},
 )

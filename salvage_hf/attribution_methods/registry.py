@@ -33,9 +33,15 @@ class MethodInfo:
     least_budget: Callable[[int], int] = _one  # number of patches -> the fewest subsets that it works with
 
     @property
+    def own_budget(self) -> int | None:
+        """The default of its option `budget`, the subsets per image that it asks the classifier about; None without."""
+        option = inspect.signature(self.build).parameters.get("budget")
+        return None if option is None else option.default
+
+    @property
     def takes_budget(self) -> bool:
-        """Whether it has an option `budget`, the number of subsets per image that it asks the classifier about."""
-        return "budget" in inspect.signature(self.build).parameters
+        """Whether it has such an option."""
+        return self.own_budget is not None
 
 
 REGISTRY: dict[str, MethodInfo] = {}

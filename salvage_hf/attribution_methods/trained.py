@@ -1,6 +1,7 @@
 """Methods that are trained, one per objective, whose maps are one forward of an explainer; and Salvage's, refined."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel
@@ -127,3 +128,8 @@ def load_explainer(
     stated = getattr(config, "explained_classifier", None)  # older code does not have it
     check_provenance(stated, classifier, allow_other_classifier)
     return explainer.to(classifier.device).eval()
+
+
+def explainer_options(explainer: Any, allow_other_classifier: bool) -> dict[str, Any]:
+    """The options of a method that asks an explainer; of other methods, whose explainer is None, there are none."""
+    return {} if explainer is None else {"explainer": explainer, "allow_other_classifier": allow_other_classifier}

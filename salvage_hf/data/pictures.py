@@ -1,14 +1,15 @@
 """Opens image files: those formats, sizes and ranges of values that are read safely and without doubt."""
 
 import re
+import reprlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
 
 PILImage.init()
 #: What Pillow may read. Of its other formats, EPS starts a program (Ghostscript), and some take any file for an image.
@@ -33,12 +34,14 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 def open_image(
-    image: dict[str, Any] | str | Path, pixel_range: Sequence[float] | None = None, name: str | None = None
+    image: dict[str, Any] | str | Path | PILImage.Image,
+    pixel_range: Sequence[float] | None = None,
+    name: str | None = None,
 ) -> PILImage.Image:
-    """An RGB picture, upright, from an undecoded value of a `datasets` image column, or from a file.
+    """An RGB picture, upright, from an undecoded value of a `datasets` image column, a file, or a picture of Pillow.
 
     Args:
-        image: a file, or a dict with "bytes" or "path".
+        image: a file, a dict with "bytes" or "path", or a picture.
         pixel_range: (low, high), the values that become black and white in images of more than 8 bits per channel,
             such as 12-bit or floating-point medical images. None means 0 to 65535, and refuses images that cannot be
             meant so.
@@ -51,7 +54,7 @@ def open_image(
     try:
         return _read(image, pixel_range)
     except Exception as error:  # Pillow raises many types of error
-        path = image["path"] if isinstance(image, dict) else image
+        path = None if isinstance(image, PILImage.Image) else image["path"] if isinstance(image, dict) else image
         shown = f"image '{printable(name or path)}'" if name or path else "the image"
         raise ValueError(f"{shown} cannot be read: {reason_of(error)}") from error
 
@@ -67,10 +70,12 @@ def why_unreadable(image: dict[str, Any] | str | Path, pixel_range: Sequence[flo
 
 def check_pixel_range(pixel_range: Sequence[float] | None) -> None:
     """Raises ValueError where a range of pixels is not two finite numbers, the smaller one first."""
-    if pixel_range is not None and not (
-        len(pixel_range) == 2 and np.isfinite(pixel_range).all() and pixel_range[0] < pixel_range[1]
-    ):
-        raise ValueError(f"pixel_range must be two numbers, the smaller one first, got {pixel_range}")
+    if pixel_range is None:
+        return
+    is_range = isinstance(pixel_range, (list, tuple)) and len(pixel_range) == 2
+    is_range = is_range and all(isinstance(end, (int, float)) and np.isfinite(float(end)) for end in pixel_range)
+    if not is_range or not pixel_range[0] < pixel_range[1]:
+        raise ValueError(f"pixel_range must be two numbers, the smaller one first, got {reprlib.repr(pixel_range)}")
 
 
 def printable(path: Any) -> str:
@@ -78,8 +83,15 @@ def printable(path: Any) -> str:
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _read(image: dict[str, Any] | str | Path | None, pixel_range: Sequence[float] | None) -> PILImage.Image:
-    picture, colour_of_16_bits = decode(source_of(image))
+def _read(
+    image: dict[str, Any] | str | Path | PILImage.Image | None, pixel_range: Sequence[float] | None
+) -> PILImage.Image:
+    if isinstance(image, PILImage.Image):
+        _check_size(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        picture, colour_of_16_bits = ImageOps.exif_transpose(image) if turned else image, False  # it copies any picture
+    else:
+        picture, colour_of_16_bits = decode(source_of(image))
     if picture.mode in DEEP_MODES:
         picture = _scaled(np.asarray(picture), pixel_range)
     rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -113,17 +125,21 @@ def decode(source: str | Path | BytesIO) -> tuple[PILImage.Image, bool]:
     if isinstance(source, (str, Path)) and not Path(source).is_file():  # reading a pipe might never end
         raise ValueError("it is not a file" if Path(source).exists() else "the file does not exist")
     with PILImage.open(source, formats=FORMATS) as picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ValueError(
-                f"it has {width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other; crop it"
-            )
+        _check_size(picture)
         of_16_bits = re.search(";16[BLN]", str(picture.tile)) is not None  # in which form pixels lie in the file
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
     return picture, of_16_bits and picture.mode not in DEEP_MODES
+
+
+def _check_size(picture: PILImage.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(
+            f"it has {width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other; crop it"
+        )
 
 
 def _scaled(values: np.ndarray, pixel_range: Sequence[float] | None) -> PILImage.Image:

@@ -16,7 +16,7 @@ from ..data.images import ProcessedImages
 from ..faithfulness import mean_and_stderr, rank_scores
 from ..files import locked, write_bytes, write_json
 from ..keyed_random import KeyedGenerator
-from ..masking import MaskedClassifier, PatchArguments, check_provenance, stated_masking
+from ..masking import MaskedClassifier, PatchArguments, check_provenance, load_classifier_of
 from ..pretrained import load_model, load_processor
 from ..subsets import uniform
 from ..targets import label_names, predicted_targets, target_attributions, target_names
@@ -74,7 +74,7 @@ def run_doctor(args: DoctorArguments) -> list[Finding]:
 
     device, folder = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(args.output_dir)
     explainer = _load_explainer(args.explainer).to(device)
-    v = _load_classifier(args, explainer).to(device)
+    v = load_classifier_of(explainer.config, args.classifier, patch_size=args.patch_size).to(device)
     _check_fit(explainer, v)
     with locked(folder, "salvage doctor"):
         data = load_labelled_images(args, v, args.seed)
@@ -96,7 +96,7 @@ def run_doctor(args: DoctorArguments) -> list[Finding]:
             *checks.check_maps(srg),
         ]
         few = data.images.batch(data.chosen[:RANDOMISED_IMAGES])["pixel_values"].to(device)
-        randomisation, cascades = check_randomisation(v, explainer, few, _predicted(v, few))
+        randomisation, cascades = check_randomisation(v, explainer, few, predicted_targets(v.whole_logits(few)))
         findings += randomisation
         write_json(folder / "doctor.json", _report(findings, answers, srg, cascades, names))
         figure = doctor_picture.draw(findings, answers, srg, cascades, names)
@@ -147,24 +147,6 @@ def _load_explainer(name: str) -> Any:
             "'salvage': others do not predict what the classifier says about partial images"
         )
     return model
-
-
-def _load_classifier(args: DoctorArguments, explainer: Any) -> MaskedClassifier:
-    """The classifier that was given, or the one that the explainer states, its patches hidden as the explainer says."""
-    stated = getattr(explainer.config, "explained_classifier", None) or {}
-    how = stated_masking(explainer.config, patch_size=args.patch_size)
-    if args.classifier is not None:
-        return MaskedClassifier.from_pretrained(args.classifier, **how)
-    if not stated.get("name"):
-        raise ValueError(
-            f"classifier is needed: the explainer {args.explainer!r} does not state which one it was trained for"
-        )
-    try:
-        return MaskedClassifier.from_pretrained(stated["name"], revision=stated.get("revision"), **how)
-    except ValueError as error:
-        raise ValueError(
-            f"classifier is needed: {stated['name']!r}, which the explainer states, is not within reach ({error})"
-        ) from error
 
 
 def _check_fit(explainer: Any, v: MaskedClassifier) -> None:
@@ -262,7 +244,7 @@ def rank(v: MaskedClassifier, explainer: Any, data: LoadedImages, seed: int) -> 
     for start in tqdm(range(0, len(chosen), _BATCH), desc="SRG"):
         batch = data.images.batch(chosen[start : start + _BATCH])
         pixel_values = batch["pixel_values"].to(v.device)
-        targets = _predicted(v, pixel_values)
+        targets = predicted_targets(v.whole_logits(pixel_values))
         for name, found in scores.items():
             if name == "explainer":
                 maps = target_attributions(explainer(pixel_values).attributions, targets)
@@ -270,12 +252,6 @@ def rank(v: MaskedClassifier, explainer: Any, data: LoadedImages, seed: int) -> 
                 maps = methods[name](pixel_values, targets)
             found.append(rank_scores(v, pixel_values, maps, targets, seed, batch["ids"]).srg.cpu())
     return {name: torch.cat(found).double() for name, found in scores.items()}
-
-
-def _predicted(v: MaskedClassifier, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The classes that the classifier predicts from whole images: [B, C, H, W] -> int64 [B]."""
-    everything = torch.ones(len(pixel_values), 1, math.prod(v.patch_grid(pixel_values)), dtype=torch.bool)
-    return predicted_targets(v.logits(pixel_values, everything)[:, 0])
 
 
 def _report(

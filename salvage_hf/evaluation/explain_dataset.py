@@ -29,6 +29,7 @@ from transformers import AutoModel
 from .. import attribution_methods
 from ..arguments import NOT_IN_RECIPE, PRIVATE, AtLeast, AtMost, ImageArguments, arg
 from ..attribution_methods import REGISTRY
+from ..attribution_methods.trained import explainer_options
 from ..data.images import ProcessedImages, content_digest
 from ..data.labels import translated_labels
 from ..data.loading import image_name, load_images, load_parts, reading_options
@@ -37,14 +38,14 @@ from ..files import digest, fingerprint, locked, remove_leftovers, write_bytes, 
 from ..hub.cards import write_dataset_card
 from ..hub.publishing import create_repository, push_dataset, repository_name
 from ..logs import show_log
-from ..masking import MaskedClassifier, MaskingArguments, stated_masking
+from ..masking import MaskingArguments, load_classifier_of
 from ..pretrained import load_model, public_name
 from ..recipes import write_recipe
 from ..training.setup import PROCESS_TIMEOUT
 from ..version import VERSION
 from .arguments import SAMPLING
 from .explained_rows import SUMMARISED, Explained, Part, summary
-from .loading import chosen_images, compared_split, explainer_options
+from .loading import chosen_images, compared_split
 
 logger = logging.getLogger(__name__)
 
@@ -326,10 +327,12 @@ class _Run:
 def _load(args: ExplainDatasetArguments, accelerator: Accelerator) -> tuple[Explained, dict[str, Any]]:
     """Classifier, explainer and method; and what the maps depend on beside classifier and images."""
     explainer = None if args.explainer is None else load_model(AutoModel, args.explainer, dtype=torch.float32)
-    v = MaskedClassifier.from_pretrained(
+    v = load_classifier_of(
+        getattr(explainer, "config", None),
         args.model_name_or_path,
+        args.masking,
+        args.patch_size,
         mixed_precision=accelerator.mixed_precision,
-        **stated_masking(getattr(explainer, "config", None), args.masking, args.patch_size),
     ).to(accelerator.device)
     # What is no explainer has no objective: the method refuses it by name.
     name = args.method or str(getattr(getattr(explainer, "config", None), "objective", "salvage"))

@@ -83,8 +83,7 @@ class Explained:
             pixel_values = part.images.batch(list(places))["pixel_values"].to(self.v.device)
             names = [part.names[place] for place in places]
             grid = self.v.patch_grid(pixel_values)
-            everything = torch.ones(len(names), 1, math.prod(grid), dtype=torch.bool)
-            logits = self.v.logits(pixel_values, everything)[:, 0]
+            logits = self.v.whole_logits(pixel_values)
             labels = [part.labels[place] for place in places]
             targets = torch.tensor(labels, device=logits.device) if self.by_label else predicted_targets(logits)
             output = None if self.explainer is None else self.explainer(pixel_values.to(self.explainer.dtype))

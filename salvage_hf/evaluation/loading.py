@@ -9,12 +9,13 @@ from transformers import AutoModel
 from .. import attribution_methods
 from ..arguments import ImageArguments
 from ..attribution_methods import Method
+from ..attribution_methods.trained import explainer_options
 from ..data.images import ProcessedImages
 from ..data.loading import image_names, load_images, reading_options
 from ..data.registry import known_dataset
 from ..data.sources import Source, validation_split
 from ..files import fingerprint
-from ..masking import MaskedClassifier, stated_masking
+from ..masking import MaskedClassifier, load_classifier_of
 from ..pretrained import load_config, load_model
 from .arguments import SAMPLING, MethodArguments, explainer_folders
 
@@ -40,10 +41,8 @@ def load_classifier(args: MethodArguments, mixed_precision: str = "no") -> Maske
     """The classifier; its patches are hidden as the arguments say, else as for the first of the explainers."""
     explainer = next(iter(explainer_folders(args.explainers).values()), None)
     config = None if explainer is None else load_config(explainer)
-    return MaskedClassifier.from_pretrained(
-        args.model_name_or_path,
-        **stated_masking(config, args.masking, args.patch_size),
-        mixed_precision=mixed_precision,
+    return load_classifier_of(
+        config, args.model_name_or_path, args.masking, args.patch_size, mixed_precision=mixed_precision
     )
 
 
@@ -128,8 +127,3 @@ def load_methods(args: MethodArguments, v: MaskedClassifier) -> LoadedMethods:
         if objective:
             made_with[name]["weights"] = weights[objective]
     return LoadedMethods(methods, made_with, explainers, weights)
-
-
-def explainer_options(explainer: Any, allow_other_classifier: bool) -> dict[str, Any]:
-    """The options of a method that asks an explainer; of other methods, whose explainer is None, there are none."""
-    return {} if explainer is None else {"explainer": explainer, "allow_other_classifier": allow_other_classifier}

@@ -7,7 +7,6 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.geometry import Geometry
+from ..data.marks import MARK, exif_mark
 
 COLORMAP = matplotlib.colormaps["RdBu_r"]
 
@@ -24,13 +24,6 @@ DPI = 110
 
 #: Width and height of a panel of curves, bars or a matrix in inches.
 _PANEL = 3.4, 3.0
-
-#: The formats of pictures in files, which are also the suffixes of their names.
-FORMATS = ("png", "jpg", "jpeg", "webp", "pdf", "svg")
-
-#: Stands in the EXIF data of the PNG, JPEG and WebP files that are made here, so that they are known again.
-_MARK = "salvage_hf"
-_EXIF_SOFTWARE = 0x0131  # the tag for the name of the program that made a picture
 
 
 def overlay(
@@ -64,16 +57,28 @@ def overlay(
     inside = (is_seen & ~np.isnan(values))[..., None]
     values = np.nan_to_num(values)
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
+    return Image.fromarray((255 * np.where(inside, coloured(values, grey), pale(grey))).round().astype(np.uint8))
+
+
+def coloured(values: np.ndarray, grey: Any) -> np.ndarray:
+    """What stands for a map's values [...], from -1 to 1, over greys [..., 1] from 0 to 1: colours [..., 3].
+
+    Zero leaves the grey nearly as it is. Red and blue are told apart by those who do not tell red from green.
+    """
     opacity = (0.1 + 0.65 * np.abs(values))[..., None]
-    mixed = (1 - opacity) * grey + opacity * COLORMAP((values + 1) / 2)[..., :3]
-    return Image.fromarray((255 * np.where(inside, mixed, 0.4 * grey + 0.55)).round().astype(np.uint8))
+    return (1 - opacity) * grey + opacity * COLORMAP((values + 1) / 2)[..., :3]
+
+
+def pale(grey: Any) -> Any:
+    """What stands for a grey where a map has no value."""
+    return 0.4 * grey + 0.55
 
 
 def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float = 2.2) -> Figure:
     """Rows of (title, picture); `width` is that of a picture in inches. Tall pictures are drawn narrower."""
     columns = max(len(row) for row in rows)
     heights = [min(3.0, max(picture.height / picture.width for _, picture in row)) for row in rows]
-    lines = [max(_drawable(title, width).count("\n") + 1 for title, _ in row) for row in rows]
+    lines = [max(drawable(title, width).count("\n") + 1 for title, _ in row) for row in rows]
     height = sum(width * h + 0.15 * (1 + n) for h, n in zip(heights, lines, strict=True))
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -82,7 +87,7 @@ def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float
     for row, row_axes in zip(rows, axes, strict=True):
         for (title, picture), axis in zip(row, row_axes, strict=False):
             axis.imshow(picture)
-            axis.set_title(_drawable(title, width), fontsize=9, parse_math=False)
+            axis.set_title(drawable(title, width), fontsize=9, parse_math=False)
     return figure
 
 
@@ -126,7 +131,7 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, column
             axis.scatter([place] * len(values), values, color="black", s=12, zorder=3)
         axis.set_xticks([])
         axis.grid(alpha=0.3, axis="y")
-    axes[0].set_ylabel(_drawable(label, _PANEL[1]), parse_math=False)
+    axes[0].set_ylabel(drawable(label, _PANEL[1]), parse_math=False)
     _legend(figure, handles)
     return figure
 
@@ -207,7 +212,7 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
             list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8
         )
         for text in legend.get_texts():
-            text.set(text=_drawable(text.get_text(), _PANEL[0]), parse_math=False)
+            text.set(text=drawable(text.get_text(), _PANEL[0]), parse_math=False)
         extent = _without_glyph_warnings(legend.get_window_extent)
         if columns == 1 or extent.width <= figure.bbox.width:
             figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
@@ -228,11 +233,11 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
         axis.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(matrix):
             axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 50 else "black")
-        labels = [_drawable(name, _PANEL[0] / 3) for name in names]
+        labels = [drawable(name, _PANEL[0] / 3) for name in names]
         axis.set_xticks(range(len(names)), labels, parse_math=False)
         axis.set_yticks(range(len(names)), labels, parse_math=False)
-        axis.set_xlabel(_drawable(columns, _PANEL[0]), parse_math=False)
-        axis.set_ylabel(_drawable(rows, _PANEL[1]), parse_math=False)
+        axis.set_xlabel(drawable(columns, _PANEL[0]), parse_math=False)
+        axis.set_ylabel(drawable(rows, _PANEL[1]), parse_math=False)
     return figure
 
 
@@ -245,37 +250,27 @@ def _panels(titles: Mapping[str, object], columns: int, share_scale: bool = Fals
     for axis in axes[len(titles) :]:
         axis.axis("off")
     for axis, title in zip(axes, titles, strict=False):
-        axis.set_title(_drawable(title, _PANEL[0]), fontsize=10, parse_math=False)
+        axis.set_title(drawable(title, _PANEL[0]), fontsize=10, parse_math=False)
     return figure, axes[: len(titles)]
 
 
-def _drawable(text: str, width: float) -> str:
-    """A label in lines that fit into `width` inches; a very long one loses its middle.
+def drawable(text: str, width: float, longest: int = 80) -> str:
+    """A label in lines that fit into `width` inches; one of more than `longest` characters loses its middle.
 
     Characters that cannot be drawn, such as those that control a terminal, become spaces.
     """
     text = "".join(character if character.isprintable() else " " for character in text)
-    text = text if len(text) <= 80 else f"{text[:50]}…{text[-29:]}"
+    text = text if len(text) <= longest else f"{text[: longest - 30]}…{text[-29:]}"
     return textwrap.fill(text, max(8, int(11 * width)))
 
 
 def file_content(figure: Figure, kind: str = "png") -> bytes:
-    """A figure as the bytes of a file of one of the `FORMATS`."""
-    exif = Image.Exif()
-    exif[_EXIF_SOFTWARE] = _MARK
-    options = {} if kind in ("pdf", "svg") else {"pil_kwargs": {"exif": exif.tobytes()}}
+    """A figure as the bytes of a file of one of the `PICTURE_FORMATS`, with the mark of `data.marks`."""
+    drawn = kind in ("pdf", "svg")
+    options: dict[str, Any] = {"metadata": {"Creator": MARK}} if drawn else {"pil_kwargs": {"exif": exif_mark()}}
     buffer = BytesIO()
     _without_glyph_warnings(figure.savefig, buffer, format=kind, dpi=DPI, **options)
     return buffer.getvalue()
-
-
-def made_here(file: Path) -> bool:
-    """Whether a file is a PNG, JPEG or WebP picture that `file_content` made; its pixels are not read."""
-    try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
-            return _MARK.encode() in picture.info.get("exif", b"")
-    except Exception:  # Pillow raises many types of error
-        return False
 
 
 def _without_glyph_warnings(function: Callable, *arguments: Any, **options: Any) -> Any:

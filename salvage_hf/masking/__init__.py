@@ -2,7 +2,7 @@
 
 from .arguments import MaskingArguments, PatchArguments
 from .masked_classifier import MaskedClassifier
-from .provenance import check_provenance, processing_digest, provenance, stated_masking
+from .provenance import check_provenance, load_classifier_of, processing_digest, provenance, stated_masking
 from .strategies import STRATEGIES
 from .value_functions import ValueFunction, as_value_function, value_at
 
@@ -14,6 +14,7 @@ __all__ = [
     "ValueFunction",
     "as_value_function",
     "check_provenance",
+    "load_classifier_of",
     "processing_digest",
     "provenance",
     "stated_masking",

@@ -281,6 +281,11 @@ class MaskedClassifier(nn.Module):
         """v(S) [B, M, K]: softmax of `logits`, or sigmoid with one label. Arguments as in `logits`."""
         return activation(self.logits(pixel_values, subsets))
 
+    def whole_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """v(N), of whole images, before softmax or sigmoid: [B, C, H, W] -> [B, K], without gradients."""
+        everything = torch.ones(len(pixel_values), 1, math.prod(self.patch_grid(pixel_values)), dtype=torch.bool)
+        return self.logits(pixel_values, everything)[:, 0]
+
     def embed(self, pixel_values: torch.Tensor) -> Embedded:
         """What `logits_of` needs of the images [B, C, H, W], computed once for any number of subsets."""
         pixel_values = self.as_input(pixel_values)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from ..files import digest, fingerprint
@@ -77,6 +78,41 @@ def stated_masking(config: Any, masking: str | None = None, patch_size: int | No
     stated = getattr(config, "explained_classifier", None) or {}  # older code does not have it
     given = {"masking": masking, "patch_size": patch_size}
     return {name: stated.get(name) if value is None else value for name, value in given.items()}
+
+
+def load_classifier_of(
+    config: Any, name: str | None = None, masking: str | None = None, patch_size: int | None = None, **options: Any
+) -> MaskedClassifier:
+    """Loads the classifier that is explained: the one that is named, else the one that an explainer states.
+
+    What an explainer states is a name on the Hub, or that of a folder, without its path. Such a folder is looked for
+    beside the explainer's, where the demo leaves it. Whether it is the right one says `check_provenance`.
+
+    Args:
+        config: the explainer's config; None where there is none, so that a name is needed.
+        name: the classifier: a folder, or a name on the Hub.
+        masking, patch_size: how patches are hidden; None where it is as the explainer states.
+        options: further arguments of `MaskedClassifier.from_pretrained`.
+
+    Raises:
+        ValueError: where no classifier is named or stated, or it cannot be loaded.
+    """
+    how = {**stated_masking(config, masking, patch_size), **options}
+    if name is not None:
+        return MaskedClassifier.from_pretrained(name, **how)
+    stated = getattr(config, "explained_classifier", None) or {}
+    if not (wanted := stated.get("name")):
+        shown = getattr(config, "name_or_path", "")
+        raise ValueError(f"classifier is needed: the explainer {shown!r} does not state which one it was trained for")
+    beside = [parent / wanted for parent in Path(config.name_or_path).resolve().parents[:2]]  # also of FOLDER/last
+    try:
+        if folder := next(filter(Path.is_dir, beside), None):
+            return MaskedClassifier.from_pretrained(str(folder), **how)
+        return MaskedClassifier.from_pretrained(wanted, revision=stated.get("revision"), **how)
+    except ValueError as error:
+        raise ValueError(
+            f"classifier is needed: {wanted!r}, which the explainer states, is not within reach ({error})"
+        ) from error
 
 
 def check_provenance(stated: dict[str, Any] | None, classifier: MaskedClassifier, allow_other: bool = False) -> None:

@@ -182,9 +182,7 @@ class ExplainerTask(Task):
         """The classes whose attributions guide the sampling and are validated, int64 [B]."""
         if "labels" in batch:
             return batch["labels"]
-        rows, columns = self.classifier.patch_grid(batch["pixel_values"])
-        everything = torch.ones(len(batch["ids"]), 1, rows * columns, dtype=torch.bool)
-        return predicted_targets(self.classifier.logits(batch["pixel_values"], everything)[:, 0])
+        return predicted_targets(self.classifier.whole_logits(batch["pixel_values"]))
 
     def bare(self, model: torch.nn.Module) -> SalvageModel:
         """The model without accelerate's wrapper."""

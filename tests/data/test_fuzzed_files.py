@@ -18,7 +18,7 @@ from PIL import Image
 
 from salvage_hf.data.loading import load_images
 from salvage_hf.data.pictures import MAX_PIXELS, open_image
-from salvage_hf.explain import explain_files
+from salvage_hf.explain import ExplainArguments, explain_files
 
 LONG = os.environ.get("SALVAGE_LONG_TESTS") == "1"
 FILES = 10_000 if LONG else 300
@@ -131,7 +131,7 @@ def test_every_file_is_read_or_refused_by_name(tmp_path, explainer, no_program, 
             slowest = max(slowest, time.perf_counter() - start)
         dataset = load_images(folder=str(folder), on_bad_image="skip")
         chosen = [str(path) for path in sorted(folder.iterdir())[::EXPLAINED]]
-        written, failed = explain_files(chosen, explainer, str(tmp_path / "explained"))
+        written, failed = explain_files(chosen, ExplainArguments(model=explainer, output=str(tmp_path / "explained")))
     assert len(dataset) == counts["read"]
     assert len(written) + len(failed) == len(chosen)
     readable = {image["path"] for image in dataset["image"]}

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from salvage_hf.data.geometry import Geometry
+from salvage_hf.data.marks import PICTURE_FORMATS, made_here
 from salvage_hf.evaluation.plots import (
-    FORMATS,
     bars,
     curves,
     file_content,
-    made_here,
     matrices,
     overlay,
     picture_grid,
@@ -85,7 +84,7 @@ def test_long_and_thin_pictures_make_pictures_of_ordinary_size(size):
     assert height <= 1000
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
 def test_files_are_of_the_format_that_was_asked_for(tmp_path, kind):
     file = tmp_path / "picture"
     file.write_bytes(file_content(picture_grid([[("a", Image.new("RGB", (8, 8)))]]), kind))

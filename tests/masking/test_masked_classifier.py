@@ -208,8 +208,9 @@ def test_the_full_subset_gives_the_classifiers_own_logits(tiny_classifier, image
     full = torch.ones(3, 2, N, dtype=torch.bool)
     with torch.no_grad():
         expected = classifier(pixel_values).logits
-    logits = masked(classifier, masking).logits(pixel_values, full)
-    torch.testing.assert_close(logits, expected[:, None].expand(-1, 2, -1), rtol=0, atol=1e-5)
+    v = masked(classifier, masking)
+    torch.testing.assert_close(v.logits(pixel_values, full), expected[:, None].expand(-1, 2, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(v.whole_logits(pixel_values), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "masking"), FAMILY_AND_MASKING)
