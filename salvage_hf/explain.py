@@ -202,7 +202,7 @@ def _load(model_name: str) -> tuple[Any, Any]:
     if not isinstance(config, SalvageConfig):
         raise ValueError(
             f"model={model_name!r} is of the type {config.model_type!r}; needed is a Salvage explainer, which "
-            "scripts/train.py trains against an image classifier"
+            "salvage train trains against an image classifier"
         )
     model = load_model(AutoModel, model_name, dtype=torch.float32)
     processor = load_processor(model_name)

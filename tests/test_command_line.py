@@ -99,7 +99,7 @@ def test_every_script_takes_a_recipe(script, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text("output_dir: out\nwings: 2\n")
     status, written = ends(script, "--config", str(tmp_path / "a.yaml"), monkeypatch=monkeypatch, capsys=capsys)
     assert status == 2
-    assert written.endswith("a.yaml': wings=2 is no argument of this script\n")
+    assert written.endswith("a.yaml': wings=2 is no argument of this command\n")
 
 
 def test_every_script_is_among_the_cases():

@@ -114,14 +114,14 @@ def test_the_command_line_wins(parse, lines, words, name, value):
         ("seed: 2026-02-30", "a.yaml' is no YAML of arguments: day"),
         ("seed: " + "[" * 500, "a.yaml' is no YAML of arguments"),
         ("pixel_range: &a [*a]", "a.yaml' is no YAML of arguments: found unconstructable recursive node in line 1"),
-        ("<<: {seed: 3}", "a.yaml': <<={'seed': 3} is no argument of this script"),
+        ("<<: {seed: 3}", "a.yaml': <<={'seed': 3} is no argument of this command"),
         ("? [seed]\n: 3", "a.yaml' is no YAML of arguments: a key is no word in line 1"),
         ("seed: 3\nnum_views: 2\nseed: 4", "a.yaml': seed is there twice, with 3 and 4"),
-        ("wings: 2", "a.yaml': wings=2 is no argument of this script"),
-        ("on: 2", "a.yaml': on=2 is no argument of this script"),
-        ("learning-rate: 3e-5", "learning-rate=3e-05 is no argument of this script; did you mean learning_rate?"),
-        ("mask_patches: true", "mask_patches=True is no argument of this script"),  # of another script
-        ("config: b.yaml", "config='b.yaml' is no argument of this script"),
+        ("wings: 2", "a.yaml': wings=2 is no argument of this command"),
+        ("on: 2", "a.yaml': on=2 is no argument of this command"),
+        ("learning-rate: 3e-5", "learning-rate=3e-05 is no argument of this command; did you mean learning_rate?"),
+        ("mask_patches: true", "mask_patches=True is no argument of this command"),  # of another script
+        ("config: b.yaml", "config='b.yaml' is no argument of this command"),
         ("learning_rate: fast", "a.yaml': learning_rate must be of type float, got 'fast'"),
         ("learning_rate: '3e-5'", "a.yaml': learning_rate must be of type float, got '3e-5'"),
         ("learning_rate: .nan", "a.yaml': learning_rate must be of type float, got nan"),
@@ -210,9 +210,9 @@ def test_what_is_written_is_read_as_the_same_arguments(parse, tmp_path, script):
 
 def test_every_argument_is_written_but_for_secrets_and_where_a_run_goes_on(tmp_path):
     args = ExplainerArguments(model_name_or_path="m", hub_token="hf_secret", resume_from_checkpoint="latest")
-    write_recipe(tmp_path, "scripts/train.py", args)
+    write_recipe(tmp_path, "train", args)
     text = (tmp_path / RECIPE).read_text()
-    assert text.startswith("# python scripts/train.py --config recipe.yaml\n")
+    assert text.startswith("# salvage train --config recipe.yaml\n")
     assert f"salvage_hf {VERSION}" in text
     assert names_with(args, NOT_IN_RECIPE) == {"hub_token", "resume_from_checkpoint"}
     names = {item.name for item in dataclasses.fields(args)}
@@ -236,7 +236,7 @@ def test_all_texts_and_numbers_survive(tmp_path_factory, text, number, steps):
     args = ExplainerArguments(
         model_name_or_path=text, output_dir=text, weight_decay=number, pixel_range=[number], max_train_steps=steps
     )
-    write_recipe(folder, "scripts/train.py", args)
+    write_recipe(folder, "train", args)
     read = read_recipe(str(folder / RECIPE), (ExplainerArguments,))
     assert same([ExplainerArguments(**read)], [args])
 

@@ -1,0 +1,77 @@
+"""The console command `salvage`, as far as it answers without the library.
+
+It stands beside the package, because whatever is imported from `salvage_hf` first imports torch and transformers, which
+takes seconds: the overview, the version and a misspelt command need neither.
+"""
+
+import difflib
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+#: Every command and what it does, in the order of the overview. It is run by the function of its name in
+#: salvage_hf/commands.py (with "_" for "-").
+COMMANDS = {
+    "demo": "run the whole method on a small data set that it generates; takes minutes (--fast: about one)",
+    "explain": "draw the maps of a model's most probable classes over images",
+    "train-classifier": "fine-tune a classifier, with --mask_patches on partial images",
+    "train": "train an explainer of a classifier",
+    "doctor": "check a classifier and its explainer on a few labelled images; the status is 1 where something is bad",
+    "explain-dataset": "explain every image of a data set, as a data set of parquet files",
+    "benchmark": "compare attribution methods by their scores",
+    "budget-curve": "draw the scores of methods over the number of forwards per image",
+    "exact-values": "compare maps with exact Shapley values, on images of at most 16 patches",
+    "ablation": "train and score the arms of the paper's ablations",
+    "report": "make tables, figures and a page from finished benchmarks and ablations",
+    "install-metrics": "make evaluate.load find the metrics without importing salvage_hf",
+}
+
+_ROWS = "\n".join(f"  {name:<18}{what}" for name, what in COMMANDS.items())
+OVERVIEW = f"""usage: salvage COMMAND [ARGUMENT...]
+
+Faithful explanations of image classifiers: Shapley values of every patch for every class, in one forward pass.
+
+{_ROWS}
+
+salvage COMMAND --help lists the arguments of a command, salvage --version prints the version.
+To see it all on two CPU cores: salvage demo --fast
+With several GPUs: accelerate launch -m salvage_hf COMMAND [ARGUMENT...]"""
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    command_of(sys.argv[1:])
+    from salvage_hf.cli import main as run
+
+    return run()
+
+
+def command_of(words: list[str]) -> tuple[str, list[str]]:
+    """The command of a command line, and its arguments.
+
+    Raises:
+        SystemExit: with status 0 where overview or version were asked for and are printed, with 2 where there is no
+            such command.
+    """
+    name, *arguments = words or ["--help"]
+    if name in COMMANDS:
+        return name, arguments
+    if name in ("-h", "--help"):
+        print(OVERVIEW)
+        raise SystemExit(0)
+    if name == "--version":
+        print(f"salvage {_version()}")
+        raise SystemExit(0)
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    print(f"salvage: {name!r} is not one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _version() -> str:
+    """The version of the package, which is found and not imported."""
+    package = find_spec("salvage_hf")
+    assert package is not None  # this file is installed with it
+    (folder,) = package.submodule_search_locations or ()
+    return str(runpy.run_path(str(Path(folder) / "version.py"))["VERSION"])
