@@ -187,23 +187,23 @@ def test_the_help_tells_of_recipes(parse, capsys):
 
 # What runs write
 
-SCRIPTS_ARGUMENTS = {
+COMMANDS_ARGUMENTS = {
     "train": (ExplainerArguments("d", learning_rate=3e-5, pixel_range=[0.0, 1e5], model_name_or_path="m"),),
     "uniform": (ExplainerArguments(sampling="uniform", checkpointing_steps="epoch", model_name_or_path="m"),),
-    "train_classifier": (ClassifierArguments(model_name_or_path="m", one_label=True, max_train_samples=3),),
+    "train-classifier": (ClassifierArguments(model_name_or_path="m", one_label=True, max_train_samples=3),),
     "benchmark": (BenchmarkArguments(**BENCHMARK, max_rank_samples=0),),
-    "budget_curve": (BudgetCurveArguments([16, 40]), BenchmarkArguments(**BENCHMARK)),
+    "budget-curve": (BudgetCurveArguments([16, 40]), BenchmarkArguments(**BENCHMARK)),
     "ablation": (AblationArguments([2, 1], exponents=[]), ExplainerArguments(model_name_or_path="m", seed=3)),
-    "exact_values": (ExactArguments(**BENCHMARK, budgets=[0]),),
-    "explain_dataset": (ExplainDatasetArguments("d", model_name_or_path="m", method="rise", sampling_budget=9),),
+    "exact-values": (ExactArguments(**BENCHMARK, budgets=[0]),),
+    "explain-dataset": (ExplainDatasetArguments("d", model_name_or_path="m", method="rise", sampling_budget=9),),
     "report": (ReportArguments(["Pets=a b", "c"]),),
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS_ARGUMENTS)
-def test_what_is_written_is_read_as_the_same_arguments(parse, tmp_path, script):
-    arguments = SCRIPTS_ARGUMENTS[script]
-    write_recipe(tmp_path, script, *arguments)
+@pytest.mark.parametrize("command", COMMANDS_ARGUMENTS)
+def test_what_is_written_is_read_as_the_same_arguments(parse, tmp_path, command):
+    arguments = COMMANDS_ARGUMENTS[command]
+    write_recipe(tmp_path, command, *arguments)
     read = parse((tmp_path / RECIPE).read_bytes(), kinds=tuple(map(type, arguments)))
     assert same(read, arguments)
 
@@ -251,6 +251,22 @@ STAGES = {
     "benchmark": BenchmarkArguments,
 }
 DATASETS = ("imagenette", "mura", "pet", "wbc")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_papers_recipes_have_names(dataset, stage):
+    by_name = read_recipe(f"{dataset}/{stage}", [STAGES[stage]])
+    assert by_name == read_recipe(str(RECIPES / dataset / f"{stage}.yaml"), [STAGES[stage]])
+
+
+def test_a_file_wins_over_a_recipes_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pet" / "explainer").mkdir(parents=True)  # a folder is no recipe
+    assert read_recipe("pet/explainer", [ExplainerArguments])["dataset_name"] == "pet"
+    (tmp_path / "pet" / "explainer").rmdir()
+    (tmp_path / "pet" / "explainer").write_text("seed: 3")
+    assert read_recipe("pet/explainer", [ExplainerArguments]) == {"seed": 3}
 
 
 def test_every_data_set_has_every_stage():
