@@ -17,7 +17,7 @@ COMMANDS = {
     "explain": "draw the maps of a model's most probable classes over images",
     "train-classifier": "fine-tune a classifier, with --mask_patches on partial images",
     "train": "train an explainer of a classifier",
-    "doctor": "check a classifier and its explainer on a few labelled images; the status is 1 where something is bad",
+    "doctor": "check a classifier and its explainer on a few labelled images; status 1 where something is bad",
     "explain-dataset": "explain every image of a data set, as a data set of parquet files",
     "benchmark": "compare attribution methods by their scores",
     "budget-curve": "draw the scores of methods over the number of forwards per image",

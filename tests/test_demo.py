@@ -46,7 +46,12 @@ def test_the_explainer_of_the_demo_loads(run):
 
 def test_a_second_and_fast_demo_in_the_same_folder_starts_afresh(run, monkeypatch):
     folder, _ = run
-    for name, value in {"TRAIN_PICTURES": 16, "EVAL_PICTURES": 16, "CLASSIFIER_STEPS": 8, "EXPLAINER_STEPS": 8}.items():
+    for name, value in {
+        "TRAIN_PICTURES": 16,
+        "EVAL_PICTURES": 20,
+        "CLASSIFIER_STEPS": 10,
+        "EXPLAINER_STEPS": 10,
+    }.items():
         monkeypatch.setattr(demo, name, value)
     page = demo.run_demo(str(folder), seed=1, fast=True)
     assert "Demo, fast: " in page.read_text()
