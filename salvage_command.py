@@ -73,5 +73,6 @@ def _version() -> str:
     """The version of the package, which is found and not imported."""
     package = find_spec("salvage_hf")
     assert package is not None  # this file is installed with it
-    (folder,) = package.submodule_search_locations or ()
-    return str(runpy.run_path(str(Path(folder) / "version.py"))["VERSION"])
+    assert package.submodule_search_locations is not None
+    folder = Path(package.submodule_search_locations[0])
+    return str(runpy.run_path(str(folder / "version.py"))["VERSION"])

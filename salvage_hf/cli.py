@@ -95,7 +95,8 @@ def train_classifier(words: list[str]) -> None:
     from .evaluation.partial_images import DescribedClassifierTask
     from .training.classifier import ClassifierArguments, train_classifier
 
-    train_classifier(*_parse("train-classifier", words, ClassifierArguments), task=DescribedClassifierTask)
+    (arguments,) = _parse("train-classifier", words, ClassifierArguments)
+    train_classifier(arguments, task=DescribedClassifierTask)
 
 
 def train(words: list[str]) -> None:
