@@ -13,7 +13,7 @@ from pathlib import Path
 #: Every command and what it does, in the order of the overview. It is run by the function of its name in
 #: salvage_hf/commands.py (with "_" for "-").
 COMMANDS = {
-    "demo": "run the whole method on a small data set that it generates; takes minutes (--fast: about one)",
+    "demo": "run the whole method on a small data set that it generates; takes minutes (--fast: one or two)",
     "explain": "draw the maps of a model's most probable classes over images",
     "train-classifier": "fine-tune a classifier, with --mask_patches on partial images",
     "train": "train an explainer of a classifier",

@@ -39,7 +39,7 @@ def demo(words: list[str]) -> None:
     parser.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
     parser.add_argument("--seed", type=int, default=0, help="the seed of everything random")
     parser.add_argument(
-        "--fast", action="store_true", help="train for a minute or so: all parts work, the maps are poor"
+        "--fast", action="store_true", help="a tenth of the training: all parts work, the maps mean nothing"
     )
     options = parser.parse_args(words)
     run_demo(options.output_dir, options.seed, options.fast)

@@ -34,8 +34,8 @@ def run_demo(output_dir: str, seed: int = 0, fast: bool = False) -> Path:
     Args:
         output_dir: the folder for data, models and the page.
         seed: of everything random.
-        fast: a tenth of the training, in about a minute on two CPU cores in place of nine. The classifier is then
-            often wrong, and the maps are poor: it shows that all parts work, and not how well.
+        fast: a tenth of the training, in a minute or two on two CPU cores in place of nine. The classifier is then
+            wrong half of the time, and the maps score like random ones: it shows that all parts work, and not how well.
 
     Raises:
         ValueError: where `output_dir` holds files that no demo has made, another process writes to it, or an argument
@@ -58,7 +58,7 @@ def run_demo(output_dir: str, seed: int = 0, fast: bool = False) -> Path:
         train_explainer(_explainer_arguments(folder, seed, EXPLAINER_STEPS // part))
         print("3/3 scoring the explanations")
         results = run_benchmark(_benchmark_arguments(folder, seed))
-        title = f"Demo, fast: a {FAST}th of the training, so poor maps" if fast else "Demo"
+        title = f"Demo, fast: a {FAST}th of the training, too little for maps that mean something" if fast else "Demo"
         page = write_report(ReportArguments([f"{title}={folder / 'benchmark'}"], output_dir=str(folder)))
     print(f"\n{title}\n\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
     print((folder / "tables" / "table4.md").read_text())
