@@ -28,7 +28,8 @@ package: .venv/ready  ## wheel and source distribution in dist/, tried out in a 
 	$(BIN)/twine check --strict dist/*
 	$(PYTHON) -m venv .venv-package
 	.venv-package/bin/pip install --quiet -c constraints.txt dist/*.whl
-	FOLDER=$$(mktemp -d) && .venv-package/bin/python -I tests/check_installation.py $$FOLDER && rm -r $$FOLDER
+	FOLDER=$$(mktemp -d) && export HF_HUB_OFFLINE=1 HF_HOME=$$FOLDER/home && \
+		.venv-package/bin/python -I tests/check_installation.py $$FOLDER && rm -r $$FOLDER
 
 audit: .venv/ready  ## known vulnerabilities of the versions in constraints.txt, asked from pypi.org
 	$(BIN)/pip install --quiet pip-audit

@@ -1,6 +1,6 @@
 """What a user of the wheel has: `make package` runs this by the Python of an environment without the checkout.
 
-python -I tests/check_installation.py FOLDER   (an empty one, where it works and writes)
+HF_HUB_OFFLINE=1 HF_HOME=FOLDER/home python -I tests/check_installation.py FOLDER   (an empty one, where it writes)
 
 It is no pytest module, because the tests' own settings and paths would hide what an installation lacks.
 """
@@ -76,7 +76,6 @@ def check_python(picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
     os.chdir(sys.argv[1])
     check_commands()
     check_python(check_demo())
