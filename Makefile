@@ -6,7 +6,7 @@ LOWEST_TESTS = tests/attribution_methods tests/data tests/evaluate_modules tests
 # In two processes, each of which keeps a file's tests together, because they share what is slow to make.
 IN_TWO = --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-lowest check audit clean
+.PHONY: demo test test-lowest check package audit clean
 
 demo: .venv/ready  ## make the environment, then the whole method on a small data set
 	$(BIN)/salvage demo
@@ -22,12 +22,21 @@ check: .venv/ready  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+package: .venv/ready  ## wheel and source distribution in dist/, tried out in a new environment without the checkout
+	rm -rf build dist salvage_hf.egg-info .venv-package
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/pip install --quiet -c constraints.txt dist/*.whl
+	FOLDER=$$(mktemp -d) && export HF_HUB_OFFLINE=1 HF_HOME=$$FOLDER/home && \
+		.venv-package/bin/python -I tests/check_installation.py $$FOLDER && rm -r $$FOLDER
+
 audit: .venv/ready  ## known vulnerabilities of the versions in constraints.txt, asked from pypi.org
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 clean:
-	rm -rf .venv .venv-lowest demo_output
+	rm -rf .venv .venv-lowest .venv-package build dist demo_output
 
 .venv/ready: constraints.txt
 .venv-lowest/ready: constraints-lowest.txt

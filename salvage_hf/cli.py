@@ -1,88 +1,203 @@
-"""The console command `salvage`, and how all programs of the library answer to wrong input."""
+"""The commands of `salvage`, how they read their arguments, and how they answer to wrong input.
+
+A command is the function of its name, and a line of COMMANDS in commands.py. Scripts are the same commands.
+"""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from .data.pictures import printable
-from .evaluate_modules.registration import seed_module_cache
+from .commands import command_of
 from .recipes import RECIPE, read_recipe
 
 #: Modules that an extra installs -> the extra.
-_EXTRAS = {
-    "matplotlib": "plots",
-    "sklearn": "plots",
-    "captum": "baselines",
-    "scipy": "baselines",
-    "shapiq": "baselines",
-}
+_EXTRAS = {"captum": "baselines", "scipy": "baselines", "shapiq": "baselines"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status, or ends the program as `one_line_errors` does."""
-    options = _parser().parse_args(arguments)
-    with one_line_errors(f"salvage {options.command}"):
-        if options.command == "explain":
-            from .explain import ExplainArguments, explain_files
+    """Runs a command line, that of the process where none is given; returns the exit status.
 
-            given = {item.name: getattr(options, item.name) for item in fields(ExplainArguments)}
-            written, failed = explain_files(options.images, ExplainArguments(**given))
-            for path in written:
-                print(printable(path))
-            for message in failed:
-                print(f"skipped {message}", file=sys.stderr)
-            return 1 if failed else 0
-        if options.command == "doctor":
-            from .evaluation.doctor import DoctorArguments, doctor_table, exit_status, run_doctor
-
-            given = {item.name: getattr(options, item.name) for item in fields(DoctorArguments)}
-            findings = run_doctor(DoctorArguments(**given))
-            print(doctor_table(findings))
-            return exit_status(findings)
-        if options.command == "demo":
-            from .demo import run_demo
-
-            run_demo(options.output_dir, options.seed)
-        else:
-            seed_module_cache()
-    return 0
+    Raises:
+        SystemExit: after the overview, the version or a help; for wrong input, as `one_line_errors` does.
+    """
+    name, words = command_of(sys.argv[1:] if arguments is None else arguments)
+    with one_line_errors(f"salvage {name}"):
+        return globals()[name.replace("-", "_")](words) or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="salvage", description="Faithful explanations of image classifiers.")
-    commands = parser.add_subparsers(dest="command", required=True)
+# The commands. Each imports what it needs by itself, because that takes seconds.
 
-    from .explain import ExplainArguments
 
-    explain = commands.add_parser(
-        "explain",
-        help="explain images: the maps of the classes that a classifier finds most probable, as pictures or numbers",
-        parents=[HfArgumentParser(ExplainArguments, add_help=False)],  # type: ignore[arg-type]
+def demo(words: list[str]) -> None:
+    """Makes pictures, trains a classifier and its explainer, scores the maps, and writes a page that shows it all."""
+    from .demo import run_demo
+
+    parser = _plain_parser("demo", demo.__doc__)
+    parser.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of everything random")
+    parser.add_argument(
+        "--fast", action="store_true", help="a tenth of the training: all parts work, the maps mean nothing"
     )
-    explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    options = parser.parse_args(words)
+    run_demo(options.output_dir, options.seed, options.fast)
 
-    from .evaluation.doctor import DoctorArguments
 
-    commands.add_parser(
-        "doctor",
-        help="check a classifier and its explainer on a few labelled images; the status is 1 where something is bad",
-        parents=[HfArgumentParser(DoctorArguments, add_help=False)],  # type: ignore[arg-type]
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def explain(words: list[str]) -> int:
+    """Explains images: the maps of the classes that a classifier finds most probable, as pictures or numbers.
 
-    demo = commands.add_parser(
-        "demo", help="run the whole method on a small data set that it generates; takes a few minutes"
-    )
-    demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
-    demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")
+    The status is 1 where an image was skipped.
 
-    commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
-    return parser
+    salvage explain IMAGE... --model NAME
+    """
+    from .data.pictures import printable
+    from .explain import ExplainArguments, explain_files
+
+    parser = HfArgumentParser(ExplainArguments, prog="salvage explain", description=explain.__doc__)  # type: ignore[arg-type]
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    arguments, others = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    written, failed = explain_files(others.images, arguments)
+    for path in written:
+        print(printable(path))
+    for message in failed:
+        print(f"skipped {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def train_classifier(words: list[str]) -> None:
+    """Fine-tunes a classifier, and draws how it answers to partial images.
+
+    salvage train-classifier --model_name_or_path BACKBONE --train_dir FOLDER [--mask_patches]
+    """
+    from .evaluation.partial_images import DescribedClassifierTask
+    from .training.classifier import ClassifierArguments, train_classifier
+
+    (arguments,) = _parse("train-classifier", words, ClassifierArguments)
+    train_classifier(arguments, task=DescribedClassifierTask)
+
+
+def train(words: list[str]) -> None:
+    """Trains a Salvage explainer against a frozen classifier.
+
+    salvage train --model_name_or_path CLASSIFIER --train_dir FOLDER
+    """
+    from .training.explainer import ExplainerArguments, train_explainer
+
+    train_explainer(*_parse("train", words, ExplainerArguments))
+
+
+def doctor(words: list[str]) -> int:
+    """Checks a classifier and its explainer on a few labelled images; the status is 1 where something is bad.
+
+    salvage doctor --explainer EXPLAINER --classifier CLASSIFIER --validation_dir FOLDER
+    """
+    from .evaluation.doctor import DoctorArguments, doctor_table, exit_status, run_doctor
+
+    findings = run_doctor(*_parse("doctor", words, DoctorArguments))
+    print(doctor_table(findings))
+    return exit_status(findings)
+
+
+def explain_dataset(words: list[str]) -> None:
+    """Explains every image of a data set: maps and predictions, as a data set of parquet files.
+
+    salvage explain-dataset --model_name_or_path CLASSIFIER --explainer DIR --validation_dir FOLDER
+    """
+    from .evaluation.explain_dataset import ExplainDatasetArguments, dataset_table, run_explain_dataset
+
+    (arguments,) = _parse("explain-dataset", words, ExplainDatasetArguments)
+    _print_once(dataset_table(run_explain_dataset(arguments), arguments.output_dir))
+
+
+def benchmark(words: list[str]) -> None:
+    """Compares attribution methods.
+
+    salvage benchmark --model_name_or_path CLASSIFIER --explainers salvage=DIR --validation_dir FOLDER
+    """
+    from .evaluation.arguments import BenchmarkArguments
+    from .evaluation.benchmark import run_benchmark
+    from .evaluation.tables import results_table
+
+    _print_once(results_table(run_benchmark(*_parse("benchmark", words, BenchmarkArguments))))
+
+
+def budget_curve(words: list[str]) -> None:
+    """Scores of attribution methods over the number of forwards per image: tables, and budget_curve.png.
+
+    salvage budget-curve --model_name_or_path CLASSIFIER --explainers salvage=DIR --validation_dir FOLDER
+    --methods salvage salvage_refined rise kernelshap svarm --budget 160
+    """
+    from .evaluation.arguments import BenchmarkArguments
+    from .evaluation.budget_curve import BudgetCurveArguments, budget_table, paired_table, run_budget_curve
+
+    found = run_budget_curve(*_parse("budget-curve", words, BudgetCurveArguments, BenchmarkArguments))
+    _print_once(budget_table(found))
+    if "salvage_refined" in found["methods"]:
+        _print_once(paired_table(found))
+
+
+def exact_values(words: list[str]) -> None:
+    """Compares maps with exact Shapley values, on images of at most 16 patches.
+
+    salvage exact-values --model_name_or_path CLASSIFIER --explainers salvage=DIR --validation_dir FOLDER
+    """
+    from .evaluation.exact import ExactArguments, exact_values_table, run_exact_values
+
+    print(exact_values_table(run_exact_values(*_parse("exact-values", words, ExactArguments))))
+
+
+def ablation(words: list[str]) -> None:
+    """Trains and scores the arms of the paper's ablations; salvage report draws them.
+
+    salvage ablation --model_name_or_path CLASSIFIER --train_dir FOLDER --validation_dir FOLDER --max_train_steps 500
+    --seeds 0 1 2
+    """
+    from .evaluation.ablation import AblationArguments, ablation_table, run_ablation
+    from .training.explainer import ExplainerArguments
+
+    _print_once(ablation_table(run_ablation(*_parse("ablation", words, AblationArguments, ExplainerArguments))))
+
+
+def report(words: list[str]) -> None:
+    """Makes tables, figures and a page from finished benchmarks and ablations, without any model.
+
+    salvage report --benchmarks ImageNette=outputs/benchmark --ablations ImageNette=outputs/ablation
+    """
+    from .evaluation.report import ReportArguments, write_report
+
+    print(write_report(*_parse("report", words, ReportArguments)))
+
+
+def install_metrics(words: list[str]) -> None:
+    """Copies the metrics into the module cache of `evaluate`, which then finds them without this library's import."""
+    from .evaluate_modules.registration import seed_module_cache
+
+    _plain_parser("install-metrics", install_metrics.__doc__).parse_args(words)
+    seed_module_cache()
+
+
+# What they share.
+
+
+def _plain_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a command that takes no recipe."""
+    return argparse.ArgumentParser(prog=f"salvage {command}", description=description)
+
+
+def _parse(command: str, words: list[str], *kinds: Any) -> tuple[Any, ...]:
+    """The arguments of a command as dataclasses; its help begins with the docstring of its function."""
+    description = globals()[command.replace("-", "_")].__doc__
+    return parse_arguments(*kinds, description=description, words=words, program=f"salvage {command}")
+
+
+def _print_once(text: str) -> None:
+    """Prints in the main process."""
+    if PartialState().is_main_process:
+        print(text)
 
 
 @contextmanager
@@ -104,7 +219,9 @@ def one_line_errors(program: str) -> Iterator[None]:
         raise SystemExit(2) from error
 
 
-def parse_arguments(*kinds: Any, description: str | None) -> tuple[Any, ...]:
+def parse_arguments(
+    *kinds: Any, description: str | None, words: list[str] | None = None, program: str | None = None
+) -> tuple[Any, ...]:
     """The command line as dataclasses of arguments, over those of the recipe that --config names.
 
     Wrong values end the program as argparse's own errors do.
@@ -112,16 +229,18 @@ def parse_arguments(*kinds: Any, description: str | None) -> tuple[Any, ...]:
     Args:
         kinds: the dataclasses.
         description: what the program does, for its help.
+        words: the command line; that of the process where it is None.
+        program: how the command line begins, for its help; the name of the script where it is None.
     """
-    parser = HfArgumentParser(kinds, description=description)
+    parser = HfArgumentParser(kinds, description=description, prog=program)
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help=f"A YAML file of these arguments, one of scripts/recipes/ or the {RECIPE} that a run has left in its "
-        "output_dir. The command line wins over it. Paths in it are relative to the working directory, as they are "
-        "here.",
+        help=f"A YAML file of these arguments: the {RECIPE} that a run has left in its output_dir, or one of the "
+        "paper's by its name, for example pet/explainer. The command line wins over it. Paths in it are relative to "
+        "the working directory, as they are here.",
     )
-    config = parser.parse_known_args()[0].config
+    config = parser.parse_known_args(words)[0].config
     if config is not None:
         try:
             parser.set_defaults(**read_recipe(config, kinds))
@@ -129,10 +248,6 @@ def parse_arguments(*kinds: Any, description: str | None) -> tuple[Any, ...]:
             parser.error(str(error))
     try:
         # No file is looked for beside the script: --config is the one way to give arguments in a file.
-        return parser.parse_args_into_dataclasses(look_for_args_file=False)[: len(kinds)]
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(kinds)]
     except ValueError as error:  # a rule of a dataclass is broken, or an argument is unknown
         parser.error(str(error) if config is None else f"{error} (with the arguments in {config!r})")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

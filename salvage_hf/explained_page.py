@@ -14,10 +14,7 @@ from .version import VERSION
 
 
 class Page:
-    """The explanations of a page; of their pictures it keeps what the page holds.
-
-    Needs matplotlib (the extra "plots").
-    """
+    """The explanations of a page; of their pictures it keeps what the page holds."""
 
     def __init__(self):
         self._sections: list[dict[str, Any]] = []

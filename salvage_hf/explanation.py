@@ -133,7 +133,7 @@ class Explanation:
         return ", ".join(f"{model} {100 * values[index]:.1f}%" for model, values in self.probabilities.items())
 
     def overlays(self) -> list[Image.Image]:
-        """Each map over the picture, all in one scale of colours; needs matplotlib (the extra "plots")."""
+        """Each map over the picture, all in one scale of colours."""
         from .evaluation.plots import overlay
 
         factor = max(1, DRAWN_PIXELS // (2 * max(self.image.size)))  # a map is smooth also on a tiny picture
@@ -148,7 +148,7 @@ class Explanation:
         return float(self.attributions.abs().max())
 
     def plot(self) -> Any:
-        """The image and its maps as a figure of matplotlib (the extra "plots"), with what the models say."""
+        """The image and its maps as a figure of matplotlib, with what the models say."""
         from .evaluation.map_panels import Note, map_panels
 
         titles = [(name, self.shares(index)) for name, index in zip(self.labels, self.classes, strict=True)]

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of arguments, which scripts take by --config and runs write beside their results.
+"""Recipes: YAML files of arguments, which commands take by --config and runs write beside their results.
 
 A recipe is a flat mapping of the names of arguments to values. What a run writes holds every argument, also those with
 their default values, so that it computes the same with a version of the library that has other defaults.
@@ -24,6 +24,9 @@ from .version import VERSION
 #: The recipe that a run writes into its output folder.
 RECIPE = "recipe.yaml"
 
+#: The paper's runs, NAME/STAGE.yaml: a link to scripts/recipes, which a wheel holds as a folder.
+PAPER_RECIPES = Path(__file__).with_name("paper_recipes")
+
 
 class _Loader(yaml.SafeLoader):
     """Reads 3e-5 as a number, as YAML 1.2 does; in YAML 1.1, which PyYAML reads, it is a text."""
@@ -46,7 +49,7 @@ def read_recipe(file: str, kinds: Sequence[type]) -> dict[str, Any]:
     """The arguments that a recipe gives, name -> value, with the types that the command line gives them.
 
     Args:
-        file: its path.
+        file: its path, or the name of one of the paper's, for example "pet/explainer".
         kinds: the dataclasses of the script's arguments.
 
     Raises:
@@ -63,7 +66,7 @@ def read_recipe(file: str, kinds: Sequence[type]) -> dict[str, Any]:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"config {file!r}: {name}={reprlib.repr(value)} is no argument of this script{hint}")
+            raise ValueError(f"config {file!r}: {name}={reprlib.repr(value)} is no argument of this command{hint}")
         try:
             check_type(value, hints[name], name)
             given[name] = _with_floats(value) if float in _parts(hints[name]) else value
@@ -73,9 +76,11 @@ def read_recipe(file: str, kinds: Sequence[type]) -> dict[str, Any]:
 
 
 def _pairs(file: str) -> list[tuple[str, Any]]:
-    """Keys and values of a YAML file, also keys that are there twice, of which PyYAML's own mapping keeps the last."""
+    """Keys and values of a recipe, also keys that are there twice, of which PyYAML's own mapping keeps the last."""
     try:
-        loader = _Loader(Path(file).read_text(encoding="utf-8"))
+        named = PAPER_RECIPES / f"{file}.yaml"
+        path = named if named.is_file() and not Path(file).is_file() else Path(file)
+        loader = _Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
             return [(_name(key), loader.construct_object(value, deep=True)) for key, value in node.value]
@@ -109,7 +114,7 @@ def _with_floats(value: Any) -> Any:
     return None if value is None else float(value)
 
 
-def write_recipe(folder: Path, script: str, *arguments: Any, accelerator: Accelerator | None = None) -> None:
+def write_recipe(folder: Path, command: str, *arguments: Any, accelerator: Accelerator | None = None) -> None:
     """Writes recipe.yaml with all arguments of a run, by its main process; --config takes it.
 
     To be called before the work begins, so that a run that is killed has it too, and after all that may refuse the run,
@@ -117,17 +122,19 @@ def write_recipe(folder: Path, script: str, *arguments: Any, accelerator: Accele
 
     Args:
         folder: the output folder.
-        script: what runs the recipe, for its first line.
+        command: the command of `salvage` that runs the recipe, for its first line.
         arguments: the dataclasses of the run's arguments. Those marked `NOT_IN_RECIPE` are left out.
         accelerator: of the run; processes and precision are no arguments, and stand in the first line.
     """
     if accelerator is not None and not accelerator.is_main_process:
         return
-    launch = "python"
+    launch = "salvage"
     if accelerator is not None:
-        precision = accelerator.mixed_precision
-        launch = f"accelerate launch --num_processes {accelerator.num_processes} --mixed_precision {precision}"
-    head = f"# {launch} {script} --config {RECIPE}\n# Every argument of a run with salvage_hf {VERSION}.\n"
+        launch = (
+            f"accelerate launch --num_processes {accelerator.num_processes} "
+            f"--mixed_precision {accelerator.mixed_precision} -m salvage_hf"
+        )
+    head = f"# {launch} {command} --config {RECIPE}\n# Every argument of a run with salvage_hf {VERSION}.\n"
     values: dict[str, Any] = {}
     for given in arguments:
         left_out = names_with(given, NOT_IN_RECIPE)

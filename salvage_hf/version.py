@@ -1,3 +1,3 @@
 """The version of the library, also for its own use: a checkout that is not installed has no metadata."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

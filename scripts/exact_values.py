@@ -1,12 +1,11 @@
-"""Compares maps with exact Shapley values, on images of at most 16 patches.
+"""Compares maps with exact Shapley values: `salvage exact-values`.
 
-python scripts/exact_values.py --model_name_or_path CLASSIFIER --explainers salvage=DIR --validation_dir FOLDER
+python scripts/exact_values.py --help
 """
 
-from salvage_hf.cli import one_line_errors, parse_arguments
-from salvage_hf.evaluation.exact import ExactArguments, exact_values_table, run_exact_values
+import sys
+
+from salvage_hf.cli import main
 
 if __name__ == "__main__":
-    arguments = parse_arguments(ExactArguments, description=__doc__)
-    with one_line_errors("exact_values.py"):
-        print(exact_values_table(run_exact_values(*arguments)))
+    sys.exit(main(["exact-values", *sys.argv[1:]]))

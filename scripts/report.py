@@ -1,14 +1,11 @@
-"""Makes tables, figures and a page from finished benchmarks and ablations, without any model.
+"""Makes tables, figures and a page from finished benchmarks and ablations: `salvage report`.
 
-python scripts/report.py --benchmarks ImageNette=outputs/benchmark --ablations ImageNette=outputs/ablation
-
-Needs what `pip install -e ".[plots]"` installs.
+python scripts/report.py --help
 """
 
-from salvage_hf.cli import one_line_errors, parse_arguments
+import sys
+
+from salvage_hf.cli import main
 
 if __name__ == "__main__":
-    with one_line_errors("report.py"):
-        from salvage_hf.evaluation.report import ReportArguments, write_report  # matplotlib is an extra
-
-        print(write_report(*parse_arguments(ReportArguments, description=__doc__)))
+    sys.exit(main(["report", *sys.argv[1:]]))

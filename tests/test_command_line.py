@@ -1,13 +1,14 @@
-"""All commands and scripts: wrong input ends them with a message and a status, never with a traceback."""
+"""All commands and scripts: where they are named, and that wrong input ends them with a message, never a traceback."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from salvage_hf import cli
+from salvage_hf.commands import COMMANDS
+from salvage_hf.version import VERSION
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -25,8 +26,9 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("program", "words", "message"),
     [
-        ("salvage", "", "the following arguments are required: command"),
-        ("salvage", "fly", "invalid choice: 'fly'"),
+        ("salvage", "fly", "'fly' is not one of demo, explain, "),
+        ("salvage", "--fly", "'--fly' is not one of demo, explain, "),
+        ("salvage", "exact_values", "did you mean exact-values?"),
         ("salvage", "install-metrics now", "unrecognized arguments: now"),
         ("salvage", "explain", "the following arguments are required: --model, IMAGE"),
         ("salvage", "explain a.png", "the following arguments are required: --model"),
@@ -38,6 +40,12 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
         ("salvage", "demo --seed -1", "seed must be at least 0, got -1"),
         ("salvage", "demo --seed 9999999999", "seed must be at most 4294967295"),
         ("salvage", "demo --seed \u00b2", "invalid int value"),
+        ("salvage", "doctor", "explainer is needed"),
+        (
+            "salvage",
+            "doctor --explainer e --max_eval_samples 1 --validation_dir d",
+            "max_eval_samples must be at least 2",
+        ),
         ("salvage", "demo --output_dir file/demo", "file/demo' is not writable"),
         ("report.py", "", "benchmarks or ablations are needed"),
         ("report.py", "--benchmarks nowhere", "no results.json in 'nowhere'"),
@@ -99,7 +107,7 @@ def test_every_script_takes_a_recipe(script, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text("output_dir: out\nwings: 2\n")
     status, written = ends(script, "--config", str(tmp_path / "a.yaml"), monkeypatch=monkeypatch, capsys=capsys)
     assert status == 2
-    assert written.endswith("a.yaml': wings=2 is no argument of this script\n")
+    assert written.endswith("a.yaml': wings=2 is no argument of this command\n")
 
 
 def test_every_script_is_among_the_cases():
@@ -112,11 +120,6 @@ def test_every_script_is_among_the_cases():
     [
         (ValueError("two\n  lines"), 2, "salvage explain: two lines\n"),
         (OSError(28, "No space left on device", "a.png"), 2, "No space left on device: 'a.png'\n"),
-        (
-            ModuleNotFoundError("", name="sklearn"),
-            2,
-            "sklearn is missing; pip install 'salvage-hf[plots]' installs it\n",
-        ),
         (KeyboardInterrupt(), 130, "salvage explain: interrupted\n"),
     ],
 )
@@ -134,26 +137,41 @@ def test_errors_of_the_program_itself_keep_their_traceback():
         raise TypeError("an error of the program")
 
 
-def test_without_the_extra_a_line_names_it(tmp_path):
-    """What needs matplotlib says so at its start; `salvage demo` does not train for minutes before."""
-    program = f"""
-import runpy, sys
-sys.modules["matplotlib"] = None
-from salvage_hf import cli
-def call(function, *arguments, **options):
-    try:
-        function(*arguments, **options)
-    except SystemExit as end:
-        print(end.code)
-call(cli.main, ["explain", "a.png", "--model", "m"])
-call(cli.main, ["demo"])
-sys.argv = ["report.py", "--benchmarks", "nowhere"]
-call(runpy.run_path, {str(SCRIPTS / "report.py")!r}, run_name="__main__")
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2", "2", "2"]
-    line = "matplotlib is missing; pip install 'salvage-hf[plots]' installs it"
-    assert done.stderr.splitlines() == [
-        f"{program}: {line}" for program in ("salvage explain", "salvage demo", "report.py")
-    ]
-    assert list(tmp_path.iterdir()) == []
+def printed(capsys, *words) -> str:
+    """What a command line that ends with status 0 prints."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_overview_names_every_command(capsys):
+    overview = printed(capsys)
+    assert overview == printed(capsys, "--help") == printed(capsys, "-h")
+    assert all(f"\n  {name} " in overview for name in COMMANDS)
+    assert max(map(len, overview.splitlines())) <= 120
+    assert printed(capsys, "--version") == f"salvage {VERSION}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help(command, capsys):
+    text = " ".join(printed(capsys, command, "--help").split())
+    assert text.startswith(f"usage: salvage {command} [-h]")
+    assert " ".join(getattr(cli, command.replace("-", "_")).__doc__.split())[:100] in text
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_every_script_is_the_command_of_its_name(script, monkeypatch, capsys):
+    command = script.removesuffix(".py").replace("_", "-")
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    assert capsys.readouterr().out == printed(capsys, command, "--help")
+
+
+def test_the_package_is_the_program_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "train", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("salvage_hf", run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: salvage train ")

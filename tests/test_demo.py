@@ -44,11 +44,17 @@ def test_the_explainer_of_the_demo_loads(run):
     assert list(model.config.id2label.values()) == sorted(demo.CLASSES)
 
 
-def test_a_second_demo_in_the_same_folder_starts_afresh(run, monkeypatch):
+def test_a_second_and_fast_demo_in_the_same_folder_starts_afresh(run, monkeypatch):
     folder, _ = run
-    for name, value in {"TRAIN_PICTURES": 16, "EVAL_PICTURES": 2, "CLASSIFIER_STEPS": 1, "EXPLAINER_STEPS": 1}.items():
+    for name, value in {
+        "TRAIN_PICTURES": 16,
+        "EVAL_PICTURES": 20,
+        "CLASSIFIER_STEPS": 10,
+        "EXPLAINER_STEPS": 10,
+    }.items():
         monkeypatch.setattr(demo, name, value)
-    demo.run_demo(str(folder), seed=1)
+    page = demo.run_demo(str(folder), seed=1, fast=True)
+    assert "Demo, fast: " in page.read_text()
     results = json.loads((folder / "benchmark" / "results.json").read_text())
     assert len(results["ids"]) == 4 * 2
     assert results["settings"]["seed"] == 1

@@ -509,19 +509,3 @@ def test_what_does_not_suit_a_classifier_is_one_line(classifier_folder, picture_
         main(["explain", str(picture_folder / "wide.png"), "--model", str(classifier_folder), *words.split()])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_numbers_need_no_matplotlib(model_folder, picture_folder, tmp_path):
-    program = f"""
-import sys
-sys.modules["matplotlib"] = None
-from salvage_hf import Explainer, cli
-words = ["explain", {str(picture_folder / "wide.png")!r}, "--model", {str(model_folder)!r}]
-for kind in ("json", "npz", "png"):
-    print(cli.main([*words, "--output", {str(tmp_path)!r} + "/a." + kind]))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert (tmp_path / "a.json").is_file()
-    assert (tmp_path / "a.npz").is_file()
-    assert done.stderr.splitlines()[-1].endswith("matplotlib is missing; pip install 'salvage-hf[plots]' installs it")

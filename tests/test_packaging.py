@@ -1,8 +1,13 @@
-"""What setuptools puts into a wheel, according to setuptools itself, without building one."""
+"""What a wheel and a source distribution hold, and what installing one brings. `make package` tries it out."""
 
 import ast
+import re
+import shutil
+import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PACKAGE = ROOT / "salvage_hf"
 SPACE_FILES = ("app.py", "README.md", "requirements.txt")
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*/*.yaml"))
 
 
 @pytest.fixture
@@ -41,21 +47,19 @@ def test_every_folder_with_code_is_a_package(build):
 def test_every_module_is_in_the_wheel(build):
     files = {Path(file).resolve() for _, _, file in build.find_all_modules()}
     links = ROOT / "modeling", ROOT / "metrics"
-    assert files == {
-        path.resolve()
-        for folder in (PACKAGE, *links)
-        for path in folder.rglob("*.py")
-        if path.parent.parent != ROOT / "metrics"
-    }
+    found = {path.resolve() for folder in (PACKAGE, *links) for path in folder.rglob("*.py")}
+    metrics = {path for path in found if path.parent.parent == ROOT / "metrics"}
+    assert files == found - metrics
 
 
 def test_data_of_the_wheel(build):
-    """The library's files that are not code, the metrics' folders, and of the model cards only the templates."""
+    """The library's files that are not code, the metrics' folders, recipes, and of the model cards the templates."""
     data = {str(Path(*package.split("."), name)) for package, _, _, names in build.data_files for name in names}
     own = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     metrics = [folder.name for folder in (ROOT / "metrics").iterdir() if (folder / "README.md").exists()]
     assert len(metrics) >= 8
     assert data == {
+        *(f"salvage_hf/paper_recipes/{path.parent.name}/{path.name}" for path in RECIPES),
         *(f"salvage_hf/model_cards/{path.name}" for path in (ROOT / "model_cards").glob("*template.md")),
         *(str(path.relative_to(ROOT)) for path in own),
         *(f"salvage_hf/metrics/{name}/{file}" for name in metrics for file in (f"{name}.py", *SPACE_FILES)),
@@ -72,6 +76,44 @@ def test_the_version_is_read_from_the_package(build):
 def test_links_lead_to_the_folders_at_the_top():
     for name in ("modeling", "metrics", "model_cards"):
         assert (PACKAGE / name).resolve() == ROOT / name
+    assert (PACKAGE / "paper_recipes").resolve() == ROOT / "scripts" / "recipes"
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The names in a source distribution and in the wheel that is built from it, both without what leads there."""
+    folder = tmp_path_factory.mktemp("built")
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "outputs", "demo_output", "explanations")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=left_out)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "source")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    return names, set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_what_is_built_holds_what_setuptools_says(build, distributions):
+    """Links become files in both. A wheel built from the source distribution lacks nothing of one from a checkout."""
+    modules = {f"{package}.{module}".replace(".", "/") + ".py" for package, module, _ in build.find_all_modules()}
+    data = {str(Path(*package.split("."), name)) for package, _, _, names in build.data_files for name in names}
+    files = {name.removeprefix("/") for name in modules} | data
+    source, wheel = distributions
+    assert {name for name in wheel if ".dist-info/" not in name} == files
+    assert files <= source
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "docs/performance.md"} <= source
+    assert not any(name.startswith("tests") for name in source)
+
+
+def test_the_readme_shows_its_pictures_everywhere():
+    """PyPI shows the README without the repository beside it."""
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert shown
+    for address in shown:
+        path = address.removeprefix("https://raw.githubusercontent.com/org/salvage-hf/main/")
+        assert path != address
+        assert (ROOT / path).is_file()
 
 
 def requirements(*groups):

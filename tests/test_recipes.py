@@ -114,14 +114,14 @@ def test_the_command_line_wins(parse, lines, words, name, value):
         ("seed: 2026-02-30", "a.yaml' is no YAML of arguments: day"),
         ("seed: " + "[" * 500, "a.yaml' is no YAML of arguments"),
         ("pixel_range: &a [*a]", "a.yaml' is no YAML of arguments: found unconstructable recursive node in line 1"),
-        ("<<: {seed: 3}", "a.yaml': <<={'seed': 3} is no argument of this script"),
+        ("<<: {seed: 3}", "a.yaml': <<={'seed': 3} is no argument of this command"),
         ("? [seed]\n: 3", "a.yaml' is no YAML of arguments: a key is no word in line 1"),
         ("seed: 3\nnum_views: 2\nseed: 4", "a.yaml': seed is there twice, with 3 and 4"),
-        ("wings: 2", "a.yaml': wings=2 is no argument of this script"),
-        ("on: 2", "a.yaml': on=2 is no argument of this script"),
-        ("learning-rate: 3e-5", "learning-rate=3e-05 is no argument of this script; did you mean learning_rate?"),
-        ("mask_patches: true", "mask_patches=True is no argument of this script"),  # of another script
-        ("config: b.yaml", "config='b.yaml' is no argument of this script"),
+        ("wings: 2", "a.yaml': wings=2 is no argument of this command"),
+        ("on: 2", "a.yaml': on=2 is no argument of this command"),
+        ("learning-rate: 3e-5", "learning-rate=3e-05 is no argument of this command; did you mean learning_rate?"),
+        ("mask_patches: true", "mask_patches=True is no argument of this command"),  # of another script
+        ("config: b.yaml", "config='b.yaml' is no argument of this command"),
         ("learning_rate: fast", "a.yaml': learning_rate must be of type float, got 'fast'"),
         ("learning_rate: '3e-5'", "a.yaml': learning_rate must be of type float, got '3e-5'"),
         ("learning_rate: .nan", "a.yaml': learning_rate must be of type float, got nan"),
@@ -187,32 +187,32 @@ def test_the_help_tells_of_recipes(parse, capsys):
 
 # What runs write
 
-SCRIPTS_ARGUMENTS = {
+COMMANDS_ARGUMENTS = {
     "train": (ExplainerArguments("d", learning_rate=3e-5, pixel_range=[0.0, 1e5], model_name_or_path="m"),),
     "uniform": (ExplainerArguments(sampling="uniform", checkpointing_steps="epoch", model_name_or_path="m"),),
-    "train_classifier": (ClassifierArguments(model_name_or_path="m", one_label=True, max_train_samples=3),),
+    "train-classifier": (ClassifierArguments(model_name_or_path="m", one_label=True, max_train_samples=3),),
     "benchmark": (BenchmarkArguments(**BENCHMARK, max_rank_samples=0),),
-    "budget_curve": (BudgetCurveArguments([16, 40]), BenchmarkArguments(**BENCHMARK)),
+    "budget-curve": (BudgetCurveArguments([16, 40]), BenchmarkArguments(**BENCHMARK)),
     "ablation": (AblationArguments([2, 1], exponents=[]), ExplainerArguments(model_name_or_path="m", seed=3)),
-    "exact_values": (ExactArguments(**BENCHMARK, budgets=[0]),),
-    "explain_dataset": (ExplainDatasetArguments("d", model_name_or_path="m", method="rise", sampling_budget=9),),
+    "exact-values": (ExactArguments(**BENCHMARK, budgets=[0]),),
+    "explain-dataset": (ExplainDatasetArguments("d", model_name_or_path="m", method="rise", sampling_budget=9),),
     "report": (ReportArguments(["Pets=a b", "c"]),),
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS_ARGUMENTS)
-def test_what_is_written_is_read_as_the_same_arguments(parse, tmp_path, script):
-    arguments = SCRIPTS_ARGUMENTS[script]
-    write_recipe(tmp_path, script, *arguments)
+@pytest.mark.parametrize("command", COMMANDS_ARGUMENTS)
+def test_what_is_written_is_read_as_the_same_arguments(parse, tmp_path, command):
+    arguments = COMMANDS_ARGUMENTS[command]
+    write_recipe(tmp_path, command, *arguments)
     read = parse((tmp_path / RECIPE).read_bytes(), kinds=tuple(map(type, arguments)))
     assert same(read, arguments)
 
 
 def test_every_argument_is_written_but_for_secrets_and_where_a_run_goes_on(tmp_path):
     args = ExplainerArguments(model_name_or_path="m", hub_token="hf_secret", resume_from_checkpoint="latest")
-    write_recipe(tmp_path, "scripts/train.py", args)
+    write_recipe(tmp_path, "train", args)
     text = (tmp_path / RECIPE).read_text()
-    assert text.startswith("# python scripts/train.py --config recipe.yaml\n")
+    assert text.startswith("# salvage train --config recipe.yaml\n")
     assert f"salvage_hf {VERSION}" in text
     assert names_with(args, NOT_IN_RECIPE) == {"hub_token", "resume_from_checkpoint"}
     names = {item.name for item in dataclasses.fields(args)}
@@ -236,7 +236,7 @@ def test_all_texts_and_numbers_survive(tmp_path_factory, text, number, steps):
     args = ExplainerArguments(
         model_name_or_path=text, output_dir=text, weight_decay=number, pixel_range=[number], max_train_steps=steps
     )
-    write_recipe(folder, "scripts/train.py", args)
+    write_recipe(folder, "train", args)
     read = read_recipe(str(folder / RECIPE), (ExplainerArguments,))
     assert same([ExplainerArguments(**read)], [args])
 
@@ -252,6 +252,22 @@ STAGES = {
 }
 DATASETS = ("imagenette", "mura", "pet", "wbc")
 BLOOD_CELLS = [stage for stage in STAGES if stage != "explainer-vit_shapley"]  # a small task, none of the paper's
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_papers_recipes_have_names(dataset, stage):
+    by_name = read_recipe(f"{dataset}/{stage}", [STAGES[stage]])
+    assert by_name == read_recipe(str(RECIPES / dataset / f"{stage}.yaml"), [STAGES[stage]])
+
+
+def test_a_file_wins_over_a_recipes_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pet" / "explainer").mkdir(parents=True)  # a folder is no recipe
+    assert read_recipe("pet/explainer", [ExplainerArguments])["dataset_name"] == "pet"
+    (tmp_path / "pet" / "explainer").rmdir()
+    (tmp_path / "pet" / "explainer").write_text("seed: 3")
+    assert read_recipe("pet/explainer", [ExplainerArguments]) == {"seed": 3}
 
 
 def test_every_data_set_has_every_stage():

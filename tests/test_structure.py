@@ -15,7 +15,8 @@ LIBRARY = sorted(
     if not {"modeling", "metrics", "model_cards"} & set(file.relative_to(ROOT / "salvage_hf").parts)
 )
 
-FILES = LIBRARY + sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+FILES = list(LIBRARY)
+FILES += sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 #: From the lowest floor up: a module imports from lower floors and from its own package only.
 FLOORS = (
@@ -30,8 +31,9 @@ FLOORS = (
     {"evaluate_modules"},
     {"explanation"},
     {"explainer", "explained_page"},
-    {"explain", "demo"},
+    {"explain", "demo", "commands"},
     {"cli", "__init__"},
+    {"__main__"},
 )
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 

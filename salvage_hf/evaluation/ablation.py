@@ -34,7 +34,7 @@ SCORED = ("srg", "r_srg")
 
 @dataclass
 class AblationArguments:
-    """Arguments of scripts/ablation.py, in addition to those of scripts/train.py, which all arms share."""
+    """Arguments of `salvage ablation`, in addition to those of `salvage train`, which all arms share."""
 
     seeds: list[int] = arg([0, 1, 2], "Every arm is run with each seed.")
     exponents: list[float] = arg(
@@ -83,7 +83,7 @@ def run_ablation(args: AblationArguments, shared: ExplainerArguments) -> dict[st
     _check(shared)
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
     show_log(accelerator.is_main_process)
-    with locked(shared.output_dir, "scripts/ablation.py"):
+    with locked(shared.output_dir, "salvage ablation"):
         return _run_arms(args, shared, accelerator)
 
 
@@ -93,7 +93,7 @@ def _run_arms(args: AblationArguments, shared: ExplainerArguments, accelerator: 
     settings = _settings(args, shared)
     ablation = earlier_ablation(path.parent, settings)
     accelerator.wait_for_everyone()  # all processes have read before one writes
-    write_recipe(path.parent, "scripts/ablation.py", args, shared, accelerator=accelerator)
+    write_recipe(path.parent, "ablation", args, shared, accelerator=accelerator)
     if ablation is None:
         ablation = {"settings": settings, "arms": {}}
         if write:  # before training: a checkpoint alone does not show whether the steps have changed

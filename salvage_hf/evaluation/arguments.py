@@ -14,7 +14,7 @@ SAMPLING = tuple(name for name, method in REGISTRY.items() if method.takes_budge
 
 @dataclass
 class MethodArguments(MaskingArguments, ImageArguments):
-    """Which methods explain which classifier; scripts/benchmark.py and scripts/exact_values.py have these."""
+    """Which methods explain which classifier; `salvage benchmark` and `salvage exact-values` have these."""
 
     model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
     explainers: list[str] = arg(
@@ -55,7 +55,7 @@ class MethodArguments(MaskingArguments, ImageArguments):
 
 @dataclass
 class BenchmarkArguments(MethodArguments):
-    """Arguments of scripts/benchmark.py."""
+    """Arguments of `salvage benchmark`."""
 
     mask_dir: Annotated[str | None, PRIVATE] = arg(
         None,

@@ -45,7 +45,7 @@ def run_benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     """
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
     show_log(accelerator.is_main_process)
-    with locked(args.output_dir, "scripts/benchmark.py"):
+    with locked(args.output_dir, "salvage benchmark"):
         run = _BenchmarkRun(args, accelerator)
         run.load_methods()
         run.begin()
@@ -89,7 +89,7 @@ class _BenchmarkRun:
             self._drop_outdated(name)
         self._drop_other_predictions()
         self.accelerator.wait_for_everyone()  # all processes have read before one writes
-        write_recipe(self.folder, "scripts/benchmark.py", self.args, accelerator=self.accelerator)
+        write_recipe(self.folder, "benchmark", self.args, accelerator=self.accelerator)
         if self.accelerator.is_main_process:
             (self.folder / "maps").mkdir(exist_ok=True)
             remove_leftovers(self.folder / "maps")

@@ -25,7 +25,7 @@ SCORED = ("srg", "r_srg")
 
 @dataclass
 class BudgetCurveArguments:
-    """Arguments of scripts/budget_curve.py, in addition to those of scripts/benchmark.py."""
+    """Arguments of `salvage budget-curve`, in addition to those of `salvage benchmark`."""
 
     budgets: list[int] = arg([16, 64, 256, 1024, 2000], "Forwards per image, each a benchmark of its own.")
 
@@ -53,7 +53,7 @@ def run_budget_curve(args: BudgetCurveArguments, shared: BenchmarkArguments) -> 
     """
     # Before the lock, which the first of the processes takes for all of them.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
-    with locked(shared.output_dir, "scripts/budget_curve.py"):
+    with locked(shared.output_dir, "salvage budget-curve"):
         return _run(args, shared, accelerator)
 
 
@@ -70,7 +70,7 @@ def _run(args: BudgetCurveArguments, shared: BenchmarkArguments, accelerator: Ac
     }
     if not any(methods for budget, methods in scored.items() if budget):
         raise ValueError(f"budgets={args.budgets} are too small for all of {', '.join(shared.methods)}")
-    write_recipe(folder, "scripts/budget_curve.py", args, shared, accelerator=accelerator)
+    write_recipe(folder, "budget-curve", args, shared, accelerator=accelerator)
     images = 0
     for budget, methods in scored.items():
         if not methods:

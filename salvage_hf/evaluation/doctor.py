@@ -21,6 +21,7 @@ from ..pretrained import load_model, load_processor
 from ..subsets import uniform
 from ..targets import label_names, predicted_targets, target_attributions, target_names
 from . import doctor_checks as checks
+from . import doctor_picture, plots
 from .doctor_checks import BAD, DOUBTFUL, NOT_CHECKED, Answers, Finding
 from .doctor_randomisation import IMAGES as RANDOMISED_IMAGES
 from .doctor_randomisation import check_randomisation
@@ -70,8 +71,6 @@ def run_doctor(args: DoctorArguments) -> list[Finding]:
         ValueError: where models or images cannot be loaded or do not fit at all, answers are not finite, or another
             process writes to `output_dir`.
     """
-    from . import doctor_picture, plots  # need matplotlib, an extra
-
     device, folder = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(args.output_dir)
     explainer = _load_explainer(args.explainer).to(device)
     v = load_classifier_of(explainer.config, args.classifier, patch_size=args.patch_size).to(device)

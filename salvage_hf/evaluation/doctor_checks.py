@@ -75,7 +75,7 @@ OVER_ATTENTION = Limits(0.0, -0.05)
 #: 4 images the good explainer has 0.14 ± 0.07, saliency 0.38 ± 0.03 and attention 0.29 ± 0.13 of its classifier.
 RANDOMISED = Limits(0.6, 0.8)
 
-_FINE_TUNE = "fine-tune it on images with patches removed (scripts/train_classifier.py --mask_patches)"
+_FINE_TUNE = "fine-tune it on images with patches removed (salvage train-classifier --mask_patches)"
 
 #: A shift of the labels is named only where it explains at least this share of the images.
 _LEAST_SHIFTED = 0.5

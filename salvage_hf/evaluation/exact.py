@@ -62,7 +62,7 @@ _REFINED = "salvage_refined"
 
 @dataclass
 class ExactArguments(MethodArguments):
-    """Arguments of scripts/exact_values.py."""
+    """Arguments of `salvage exact-values`."""
 
     max_eval_samples: Annotated[int, AtLeast(1)] = arg(20, "Use only this many of the images, chosen at random.")
     budgets: list[int] = arg(
@@ -99,10 +99,10 @@ def run_exact_values(args: ExactArguments) -> dict[str, Any]:
     loaded, classifier = load_methods(args, v), fingerprint(v.classifier)
     exact: dict[str, list[torch.Tensor]] = {truth: [] for truth in TRUTHS}
     maps: dict[str, list[torch.Tensor]] = {}
-    with locked(folder, "scripts/exact_values.py"):
+    with locked(folder, "salvage exact-values"):
         (folder / "predictions").mkdir(exist_ok=True)
         remove_leftovers(folder / "predictions")
-        write_recipe(folder, "scripts/exact_values.py", args)
+        write_recipe(folder, "exact-values", args)
         for index in tqdm(data.chosen, desc="Images"):
             batch, name = data.images.batch([index]), data.names[index]
             pixel_values, targets = batch["pixel_values"].to(device), batch["labels"].to(device)

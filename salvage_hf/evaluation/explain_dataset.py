@@ -61,7 +61,7 @@ _UPLOADED = ("data/*.parquet", "README.md", "explained.json")
 
 @dataclass
 class ExplainDatasetArguments(MaskingArguments, ImageArguments):
-    """Arguments of scripts/explain_dataset.py."""
+    """Arguments of `salvage explain-dataset`."""
 
     model_name_or_path: str = arg("", "The classifier: a name on the Hub or a folder.")
     explainer: str | None = arg(
@@ -125,7 +125,7 @@ def run_explain_dataset(args: ExplainDatasetArguments) -> dict[str, Any]:
     """
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)])
     show_log(accelerator.is_main_process)
-    with locked(args.output_dir, "scripts/explain_dataset.py"):
+    with locked(args.output_dir, "salvage explain-dataset"):
         run = _Run(args, accelerator)
         run.begin()
         run.explain()
@@ -164,7 +164,7 @@ class _Run:
             write_json(self.folder / "explained.json", {"settings": settings})
             if self.args.push_to_hub:
                 create_repository(self._repository, self.args.hub_token, "dataset")
-        write_recipe(self.folder, "scripts/explain_dataset.py", self.args, accelerator=self.accelerator)
+        write_recipe(self.folder, "explain-dataset", self.args, accelerator=self.accelerator)
         self.settings = settings
         self.accelerator.wait_for_everyone()
 

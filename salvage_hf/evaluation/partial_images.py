@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification
 
@@ -31,6 +32,7 @@ from ..recipes import RECIPE, read_recipe
 from ..subsets import uniform
 from ..targets import label_names
 from ..training.classifier import ClassifierArguments, ClassifierTask
+from . import plots
 from .doctor_checks import target_log_probabilities
 
 logger = logging.getLogger(__name__)
@@ -125,10 +127,8 @@ def _by_share(values: torch.Tensor, shares: list[float]) -> list[list[float | No
     return points
 
 
-def draw_curve(curve: dict[str, Any]) -> Any:
-    """The picture of a curve, a figure of matplotlib, which is an extra."""
-    from . import plots
-
+def draw_curve(curve: dict[str, Any]) -> Figure:
+    """The picture of a curve."""
     panels: dict[str, Any] = {}
     for measure, title in MEASURES.items():
         for name, line in MODELS.items():
@@ -143,7 +143,7 @@ class DescribedClassifierTask(ClassifierTask):
 
     def describe(self, folder: Path, results: dict[str, Any]) -> None:
         """Writes README.md, and partial_images.json and .png where patches were hidden in training."""
-        curve, has_picture = None, False
+        curve = None
         if self.args.mask_patches:
             v = MaskedClassifier.from_pretrained(str(folder), patch_size=self.model.patch_size)
             bar = tqdm(self.eval_loader, desc="Partial images", disable=not self.accelerator.is_main_process)
@@ -158,7 +158,7 @@ class DescribedClassifierTask(ClassifierTask):
             return
         if curve is not None:
             write_json(folder / "partial_images.json", curve)
-            has_picture = _write_picture(folder / "partial_images.png", curve)
+            write_bytes(folder / "partial_images.png", plots.file_content(draw_curve(curve)))
         write_classifier_card(
             folder,
             self.args,
@@ -167,7 +167,6 @@ class DescribedClassifierTask(ClassifierTask):
             (len(self.train_images.images), len(self.eval_images)),
             first_stage=first_stage_arguments(self.args),
             curve=curve,
-            has_picture=has_picture,
         )
 
     def _first_stage(self) -> tuple[MaskedClassifier | None, list[int] | None]:
@@ -205,16 +204,3 @@ def first_stage_arguments(args: ClassifierArguments) -> ClassifierArguments | No
         return ClassifierArguments(**read_recipe(str(Path(args.model_name_or_path) / RECIPE), [ClassifierArguments]))
     except ValueError:  # a name on the Hub, or the recipe of another script
         return None
-
-
-def _write_picture(file: Path, curve: dict[str, Any]) -> bool:
-    """Draws a curve; False, with a warning, where matplotlib is not installed: training must not end for that."""
-    try:
-        from . import plots
-
-        write_bytes(file, plots.file_content(draw_curve(curve)))
-    except ModuleNotFoundError as error:
-        logger.warning("%s is not drawn: %s is missing; pip install 'salvage-hf[plots]'", file.name, error.name)
-        file.unlink(missing_ok=True)
-        return False
-    return True

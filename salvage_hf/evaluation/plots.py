@@ -1,4 +1,4 @@
-"""Pictures: maps over images, grids of them, and curves over subset sizes. Needs matplotlib (the extra "plots").
+"""Pictures: maps over images, grids of them, and curves over subset sizes.
 
 Labels are drawn as they are, by `parse_math=False`: matplotlib would read what stands between two "$" as a formula.
 """

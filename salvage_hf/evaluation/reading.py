@@ -20,7 +20,7 @@ from .results import arms_with, maps_file
 from .scores import SCORES
 
 #: File -> the script that writes it.
-_WRITERS = {"results.json": "scripts/benchmark.py", "ablation.json": "scripts/ablation.py"}
+_WRITERS = {"results.json": "salvage benchmark", "ablation.json": "salvage ablation"}
 
 
 class _Rank(TypedDict):
@@ -106,7 +106,7 @@ def read_benchmark(folder: Path) -> Benchmark:
     """The benchmark in a folder, of which at least one method must be finished."""
     results = _read(folder / "results.json")
     if not results["methods"]:
-        raise ValueError(f"{str(folder / 'results.json')!r} holds no finished method: run scripts/benchmark.py again")
+        raise ValueError(f"{str(folder / 'results.json')!r} holds no finished method: run salvage benchmark again")
     return Benchmark(folder, results)
 
 
@@ -114,7 +114,7 @@ def read_ablation(folder: Path) -> dict[str, Any]:
     """What ablation.json in a folder holds; at least one run must be finished."""
     ablation = _read(folder / "ablation.json")
     if not any(ablation["arms"].values()):
-        raise ValueError(f"{str(folder / 'ablation.json')!r} holds no finished run: run scripts/ablation.py again")
+        raise ValueError(f"{str(folder / 'ablation.json')!r} holds no finished run: run salvage ablation again")
     return ablation
 
 

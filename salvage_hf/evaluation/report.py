@@ -22,17 +22,17 @@ PAGE = Path(__file__).with_name("report.html")
 
 @dataclass
 class ReportArguments:
-    """Arguments of scripts/report.py."""
+    """Arguments of `salvage report`."""
 
-    benchmarks: list[str] = arg([], "Output folders of scripts/benchmark.py, each FOLDER or TITLE=FOLDER.")
-    ablations: list[str] = arg([], "Output folders of scripts/ablation.py, each FOLDER or TITLE=FOLDER.")
+    benchmarks: list[str] = arg([], "Output folders of salvage benchmark, each FOLDER or TITLE=FOLDER.")
+    ablations: list[str] = arg([], "Output folders of salvage ablation, each FOLDER or TITLE=FOLDER.")
     output_dir: str = arg("outputs/report", "The folder for index.html, tables/ and figures/.")
 
     def __post_init__(self):
         check_arguments(self)
         if not self.benchmarks and not self.ablations:
             raise ValueError(
-                "benchmarks or ablations are needed: output folders of scripts/benchmark.py or ablation.py"
+                "benchmarks or ablations are needed: output folders of salvage benchmark or salvage ablation"
             )
 
 
@@ -46,9 +46,9 @@ def write_report(args: ReportArguments) -> Path:
     benchmarks = {title: read_benchmark(folder) for title, folder in _titled("benchmarks", args.benchmarks).items()}
     ablations = {title: read_ablation(folder) for title, folder in _titled("ablations", args.ablations).items()}
     show_log()
-    with locked(args.output_dir, "scripts/report.py"):
+    with locked(args.output_dir, "salvage report"):
         folder = Path(args.output_dir)
-        write_recipe(folder, "scripts/report.py", args)
+        write_recipe(folder, "report", args)
         for kind in ("tables", "figures"):
             (folder / kind).mkdir(exist_ok=True)
             remove_leftovers(folder / kind)

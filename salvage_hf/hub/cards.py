@@ -83,7 +83,6 @@ def write_classifier_card(
     num_images: tuple[int, int],
     first_stage: Any = None,
     curve: dict[str, Any] | None = None,
-    has_picture: bool = False,
 ) -> None:
     """Writes README.md beside a fine-tuned classifier, without any local path.
 
@@ -94,8 +93,7 @@ def write_classifier_card(
         results: of the saved step, which its scores chose: its number ("step") and the scores ("eval_...").
         num_images: numbers of training and of validation images.
         first_stage: the `ClassifierArguments` of the run that trained what this one started from, where known.
-        curve: what partial_images.json holds, where there is one.
-        has_picture: whether partial_images.png is there.
+        curve: what partial_images.json holds, where it and partial_images.png are there.
     """
     scores = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
     repository, hub_dataset = repository_name(args.hub_model_id, args.output_dir), _hub_dataset(args)
@@ -127,7 +125,6 @@ def write_classifier_card(
         patch_size=args.patch_size or (None if config.model_type in BACKBONES else EXAMPLE_PATCH_SIZE),
         has_backbone=config.model_type in BACKBONES,
         curve=curve,
-        has_picture=has_picture,
         shown=_with_error,
     )
     card.save(folder / "README.md")

@@ -27,7 +27,7 @@ from .task import Task
 
 @dataclass
 class ClassifierArguments(LoopArguments):
-    """Arguments of scripts/train_classifier.py."""
+    """Arguments of `salvage train-classifier`."""
 
     model_name_or_path: str = arg(
         "",
@@ -58,7 +58,7 @@ class ClassifierTask(Task):
     """A classifier learns the labels of images; with `mask_patches`, from a random part of their patches."""
 
     best_metric = "score"
-    script = "scripts/train_classifier.py"
+    command = "train-classifier"
 
     def __init__(self, args: ClassifierArguments, accelerator: Accelerator):
         self.args, self.accelerator = args, accelerator

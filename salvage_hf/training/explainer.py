@@ -39,7 +39,7 @@ MOST_ASKED_FOR_A_CAUSE = 256
 
 @dataclass
 class ExplainerArguments(MaskingArguments, LoopArguments):
-    """Arguments of scripts/train.py.
+    """Arguments of `salvage train`.
 
     The defaults are the paper's recipe but for `guidance_exponent`, which is 1 in the paper.
     """
@@ -102,7 +102,7 @@ class ExplainerTask(Task):
     """An explainer learns what a frozen classifier predicts from partial images."""
 
     best_metric = "srg"
-    script = "scripts/train.py"
+    command = "train"
 
     def __init__(self, args: ExplainerArguments, accelerator: Accelerator):
         self.args, self.accelerator, self.objective = args, accelerator, OBJECTIVES[args.objective]

@@ -131,7 +131,7 @@ class _TrainingRun:
                     f"the checkpoint is of step {self.progress['step']}, after the last one, {self.max_steps}"
                 )
         # Now: a run that is killed has it too, and one that was refused leaves what lies beside the earlier results.
-        write_recipe(self.output_dir, self.task.script, self.recipe, accelerator=self.accelerator)
+        write_recipe(self.output_dir, self.task.command, self.recipe, accelerator=self.accelerator)
         hidden = not self.accelerator.is_main_process
         self.bar = tqdm(total=self.max_steps, initial=self.progress["step"], disable=hidden, desc="Training")
         epoch, steps_done = divmod(self.progress["step"], self.steps_per_epoch)

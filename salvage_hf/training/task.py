@@ -19,14 +19,14 @@ class Task(ABC):
         model: the model; its parameters that require gradients are trained.
         train_images, eval_images: the training and the validation images.
         best_metric: the validation score, higher is better, that selects the best model.
-        script: the script that trains it, for the run's recipe.
+        command: the command of `salvage` that trains it, for the run's recipe.
     """
 
     model: torch.nn.Module
     train_images: ProcessedImages
     eval_images: ProcessedImages
     best_metric: str
-    script: str
+    command: str
 
     @abstractmethod
     def made_with(self) -> dict[str, str]:

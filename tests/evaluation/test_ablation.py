@@ -215,7 +215,7 @@ def test_a_run_that_has_no_score_yet_stands_in_no_figure(arguments, monkeypatch,
     monkeypatch.setattr(ablation, "train_explainer", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_ablation(*arguments(seeds=[0]))
-    with pytest.raises(ValueError, match=r"ablation\.json' holds no finished run: run scripts/ablation\.py again"):
+    with pytest.raises(ValueError, match=r"ablation\.json' holds no finished run: run salvage ablation again"):
         read_ablation(tmp_path / "out")
 
 
@@ -224,13 +224,13 @@ def test_damaged_runs_are_refused_by_name_before_any_training(arguments, monkeyp
     (tmp_path / "out").mkdir()
     for wrong in ("", "[]", '{"settings": {}}', '{"settings": {"max_train_steps": 4}, "arms": {"other": {}}}'):
         (tmp_path / "out" / "ablation.json").write_text(wrong)
-        with pytest.raises(ValueError, match=r"out/ablation\.json' is not what scripts/ablation\.py writes: "):
+        with pytest.raises(ValueError, match=r"out/ablation\.json' is not what salvage ablation writes: "):
             run_ablation(*arguments(seeds=[0]))
 
 
 def test_two_ablations_do_not_write_to_one_folder(arguments, monkeypatch, tmp_path):
     def hold():
-        with locked(tmp_path / "out", "scripts/ablation.py"):
+        with locked(tmp_path / "out", "salvage ablation"):
             (tmp_path / "held").touch()
             time.sleep(60)
 

@@ -535,7 +535,7 @@ def test_damaged_results_are_refused_by_name_and_stay(arguments, tmp_path):
     text = path.read_text()
     for wrong in (text[:-9], "[]", text.replace('"classification"', '"classify"')):
         path.write_text(wrong)
-        with pytest.raises(ValueError, match=r"out/results\.json' is not what scripts/benchmark\.py writes: "):
+        with pytest.raises(ValueError, match=r"out/results\.json' is not what salvage benchmark writes: "):
             run_benchmark(arguments(methods=["random"]))
         assert path.read_text() == wrong
 

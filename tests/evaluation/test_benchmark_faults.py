@@ -203,7 +203,7 @@ def test_two_benchmarks_do_not_write_to_one_folder(run, tmp_path, monkeypatch):
     while not (tmp_path / "started").exists():
         assert first.process.is_alive()
         time.sleep(0.01)
-    who = rf"out' is being written by process {first.process.pid} on .* since .* \(scripts/benchmark\.py\)"
+    who = rf"out' is being written by process {first.process.pid} on .* since .* \(salvage benchmark\)"
     with pytest.raises(ValueError, match=who):
         run(folder)
     (tmp_path / "go").touch()

@@ -235,17 +235,6 @@ def test_names_of_labels_are_matched(arguments, tmp_path):
     assert found == pytest.approx(np.mean(hits))
 
 
-def test_without_matplotlib_there_is_no_picture(arguments, tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "salvage_hf.evaluation.plots", raising=False)
-    monkeypatch.delattr("salvage_hf.evaluation.plots", raising=False)
-    train(arguments())
-    assert curve_of(tmp_path / "out")["images"] == 14
-    assert not (tmp_path / "out" / "partial_images.png").exists()
-    assert "partial_images.png is not drawn: matplotlib is missing" in caplog.text
-    assert "partial_images.png" not in (tmp_path / "out" / "README.md").read_text()
-
-
 def test_one_image_has_no_standard_error(tiny_classifier, images):
     v = MaskedClassifier(tiny_classifier())
     curve = partial_image_curve(v, None, None, batches_of(images, 1, 1, torch.tensor([0])))
@@ -271,7 +260,7 @@ def test_both_stages_are_in_the_card(arguments, tmp_path):
     assert "| --weight_decay | 0.5 |\n" in after
     assert str(tmp_path) not in text
     assert 'model="org/dinov2-pet"' in text
-    assert "scripts/train.py --model_name_or_path org/dinov2-pet`" in text
+    assert "`salvage train --model_name_or_path org/dinov2-pet`" in text
 
 
 def test_licence_and_base_model_are_those_of_the_start(arguments, tmp_path):

@@ -144,7 +144,7 @@ def made_up(make_benchmark, ablation):
         (lambda r: r["targets"].__setitem__(1, 7), r"results\.targets must be among 0\.\.2, has 7"),
         (lambda r: r["examples"].append(8), r"results\.examples must be among 0\.\.7, has 8"),
         (lambda r: r["classification"].pop("classifier"), r"results\.classification\.classifier is missing"),
-        (lambda r: r["methods"].clear(), r"results\.json' holds no finished method: run scripts/benchmark\.py again"),
+        (lambda r: r["methods"].clear(), r"results\.json' holds no finished method: run salvage benchmark again"),
         (lambda r: r["methods"]["rise"]["srg"].__setitem__(3, float("nan")), r"srg\[3\] must be .* got nan"),
     ],
 )
@@ -189,13 +189,13 @@ def test_maps_of_other_images_or_with_nan_are_refused(made_up):
     with pytest.raises(ValueError, match=r"rise\.safetensors' .* has values that are NaN or infinite"):
         read_maps(benchmark, "rise")
     path.unlink()
-    with pytest.raises(ValueError, match=r"no rise\.safetensors in '.*maps': it is written by scripts/benchmark\.py"):
+    with pytest.raises(ValueError, match=r"no rise\.safetensors in '.*maps': it is written by salvage benchmark"):
         read_maps(benchmark, "rise")
 
 
 def test_missing_and_broken_files_are_reported_with_the_script_that_writes_them(tmp_path):
     for name, read in (("results.json", read_benchmark), ("ablation.json", read_ablation)):
-        script = "scripts/benchmark.py" if name == "results.json" else "scripts/ablation.py"
+        script = "salvage benchmark" if name == "results.json" else "salvage ablation"
         with pytest.raises(ValueError, match=rf"no {name} in '.*': it is written by {script}"):
             read(tmp_path)
         for wrong in (b'{"settings": ', b"", b"[]", b"\xff\xfe", b"[" * 100_000):

@@ -46,7 +46,7 @@ def test_a_benchmark_is_run_again_from_its_recipe(benchmark_arguments, again, tm
     for name in args.methods:
         one, other = (load_file(tmp_path / folder / "maps" / f"{name}.safetensors") for folder in ("out", "again"))
         assert (one["attributions"] == other["attributions"]).all()
-    assert " scripts/benchmark.py --config recipe.yaml\n" in (tmp_path / "out" / RECIPE).read_text()
+    assert " -m salvage_hf benchmark --config recipe.yaml\n" in (tmp_path / "out" / RECIPE).read_text()
 
 
 def test_a_benchmark_that_goes_on_writes_its_own_recipe(benchmark_arguments, tmp_path):

@@ -272,7 +272,7 @@ def test_several_data_sets_side_by_side(make_benchmark, tmp_path):
 def test_error_messages(make_benchmark, tmp_path):
     with pytest.raises(ValueError, match="benchmarks or ablations are needed"):
         ReportArguments()
-    with pytest.raises(ValueError, match=r"no results.json in .*nowhere': it is written by scripts/benchmark.py"):
+    with pytest.raises(ValueError, match=r"no results.json in .*nowhere': it is written by salvage benchmark"):
         write_report(ReportArguments([str(tmp_path / "nowhere")]))
     folder, _ = make_benchmark()
     with pytest.raises(ValueError, match="benchmarks: two have the same title"):

@@ -32,7 +32,7 @@ def test_an_explainer_is_trained_again_from_its_recipe(straight, parse, tmp_path
     before, now = ((folder / RECIPE).read_text() for folder in (straight, tmp_path / "again"))
     assert now == before.replace(str(straight), str(tmp_path / "again"))
     assert now.startswith(
-        "# accelerate launch --num_processes 1 --mixed_precision no scripts/train.py --config recipe.yaml\n"
+        "# accelerate launch --num_processes 1 --mixed_precision no -m salvage_hf train --config recipe.yaml\n"
     )
 
 
@@ -56,7 +56,7 @@ def test_a_classifier_is_trained_again_from_its_recipe(data, parse, tmp_path):
         seed=3,
     )
     train_classifier(args)
-    assert "scripts/train_classifier.py" in (tmp_path / "run" / RECIPE).read_text()
+    assert " train-classifier --config " in (tmp_path / "run" / RECIPE).read_text()
     train_classifier(parse(ClassifierArguments, tmp_path / "run", "--output_dir", str(tmp_path / "again")))
     assert_same_run(tmp_path / "again", tmp_path / "run")
 
