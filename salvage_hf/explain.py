@@ -13,13 +13,12 @@ from transformers import AutoModel
 
 from .attribution_methods.trained import load_explainer
 from .data.folders import is_of_other_kind, listed, walk
-from .data.geometry import picture_geometry
 from .data.pictures import check_pixel_range, open_image, printable, reason_of
 from .data.processors import process
-from .evaluation.plots import DPI, FORMATS, file_content, made_here, overlay, picture_grid
+from .evaluation.plots import DPI, FORMATS, file_content, made_here, picture_grid
 from .files import check_writable, locked, write_bytes
 from .masking import MaskedClassifier, stated_masking
-from .modeling import SalvageConfig
+from .modeling import SalvageConfig, overlay, picture_geometry
 from .pretrained import load_config, load_model, load_processor
 from .refinement import checked_budget, refine
 from .targets import (

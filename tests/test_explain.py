@@ -15,9 +15,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from salvage_hf import explain
 from salvage_hf.cli import main
-from salvage_hf.data.geometry import picture_geometry
 from salvage_hf.explain import MOST_CLASSES, explain_files, explanation
 from salvage_hf.masking import MaskedClassifier, provenance
+from salvage_hf.modeling import picture_geometry
 from salvage_hf.refinement import refine
 
 

@@ -9,7 +9,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from salvage_hf.data.geometry import Geometry
 from salvage_hf.evaluation.plots import (
     FORMATS,
     bars,
@@ -17,9 +16,9 @@ from salvage_hf.evaluation.plots import (
     file_content,
     made_here,
     matrices,
-    overlay,
     picture_grid,
 )
+from salvage_hf.modeling import Geometry, overlay
 
 
 def test_overlay_keeps_the_picture_and_its_geometry():
