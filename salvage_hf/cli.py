@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             findings = run_doctor(DoctorArguments(**given))
             print(doctor_table(findings))
             return exit_status(findings)
+        if options.command in ("push", "card", "push-metrics"):
+            print(_publish(options))
+            return 0
         if options.command == "demo":
             from .demo import run_demo
 
@@ -97,8 +100,42 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
     demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")
 
+    from .push import PushArguments, PushMetricsArguments, RecipeCardArguments
+
+    push = commands.add_parser(
+        "push",
+        help="upload an explainer or classifier that was trained earlier, with its card",
+        parents=[HfArgumentParser(PushArguments, add_help=False)],  # type: ignore[arg-type]
+    )
+    push.add_argument("folder", metavar="FOLDER", help="the folder of the model and its image processor")
+    commands.add_parser(
+        "card",
+        help="write the card of an explainer from its recipe and its benchmarks",
+        parents=[HfArgumentParser(RecipeCardArguments, add_help=False)],  # type: ignore[arg-type]
+    )
+    push_metrics = commands.add_parser(
+        "push-metrics",
+        help="upload the metrics' Spaces",
+        parents=[HfArgumentParser(PushMetricsArguments, add_help=False)],  # type: ignore[arg-type]
+    )
+    push_metrics.add_argument("organisation", metavar="ORG", help="the organisation on the Hub")
+
     commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
     return parser
+
+
+def _publish(options: argparse.Namespace) -> str:
+    """Runs a command of `push`; returns what it made."""
+    from . import push
+
+    kinds = {"push": push.PushArguments, "card": push.RecipeCardArguments, "push-metrics": push.PushMetricsArguments}
+    kind = kinds[options.command]
+    args = kind(**{item.name: getattr(options, item.name) for item in fields(kind)})
+    if isinstance(args, push.PushArguments):
+        return push.push(options.folder, args)
+    if isinstance(args, push.RecipeCardArguments):
+        return str(push.write_recipe_card(args))
+    return "\n".join(push.push_metrics(options.organisation, args))
 
 
 @contextmanager

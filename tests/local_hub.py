@@ -159,8 +159,9 @@ class HubHandler(BaseHTTPRequestHandler):
             exists = repo.is_dir()
             repo.mkdir(parents=True, exist_ok=True)
             if not exists:
+                private = request.get("private") or request.get("visibility") == "private"
                 with (self.root / "created.jsonl").open("a") as log:
-                    log.write(json.dumps({**request, "id": repo_id}) + "\n")
+                    log.write(json.dumps({**request, "id": repo_id, "private": private}) + "\n")
             url = f"{self.headers['Host']}/{repo_id}"
             self.answer({"url": f"http://{url}", "id": repo_id}, 409 if exists else 200)
         elif path == "/api/validate-yaml":

@@ -28,7 +28,7 @@ FLOORS = (
     {"training"},
     {"evaluation"},
     {"evaluate_modules"},
-    {"explain", "demo"},
+    {"explain", "demo", "push"},
     {"cli", "__init__"},
 )
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

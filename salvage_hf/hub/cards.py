@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
@@ -30,6 +30,24 @@ EXAMPLE_PATCH_SIZE = 16
 TASK = "image-classification"
 
 
+class MeasuredScore(NamedTuple):
+    """A score of a benchmark.
+
+    Args:
+        title: its name for readers.
+        mean: over the images.
+        stderr: the standard error of the mean; None where a single image has none.
+        images: of how many images.
+        options: what it was computed with, as arguments of its metric.
+    """
+
+    title: str
+    mean: float
+    stderr: float | None
+    images: int
+    options: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a benchmark has measured of a model on a data set.
@@ -37,16 +55,12 @@ class Measured:
     Args:
         title: the data set's name for readers.
         dataset: its name on the Hub; None for local images.
-        images: how many images were scored.
-        scores: name of a score -> its title, mean and standard error (None where one image has none).
-        options: name of a score -> what it was computed with, as arguments of its metric.
+        scores: by name.
     """
 
     title: str
     dataset: str | None
-    images: int
-    scores: dict[str, tuple[str, float, float | None]]
-    options: dict[str, dict[str, Any]]
+    scores: dict[str, MeasuredScore]
 
 
 @dataclass(frozen=True)
@@ -188,7 +202,7 @@ def _front_matter(
     The model index has what benchmarks have measured, or else the run's scores.
     """
     scores = {k.removeprefix("eval_"): v for k, v in (results or {}).items() if k.startswith("eval_")}
-    trained_on = _hub_dataset(args) if args else None
+    trained_on = hub_dataset_of(args) if args else None
     local = args is None or args.validation_dir
     eval_results = [item for measured in publication.measured for item in _measured_results(measured)]
     known = [trained_on, *(measured.dataset for measured in publication.measured)]
@@ -198,10 +212,9 @@ def _front_matter(
         license=licence,
         base_model=base_model,
         datasets=list(dict.fromkeys(filter(None, known))) or None,
-        metrics=list(dict.fromkeys(r.metric_type for r in eval_results if not r.metric_type.endswith("_stderr")))
-        or None,
+        metrics=list(dict.fromkeys(name for measured in publication.measured for name in measured.scores)) or None,
         model_name=publication.repository.split("/")[-1],
-        eval_results=eval_results or _eval_results(scores, None if local else trained_on),
+        eval_results=eval_results or _eval_results(scores, None if local else trained_on) or None,
     )
     return data, {name: f"{value:.4f}" for name, value in scores.items()}
 
@@ -211,19 +224,20 @@ def _benchmarks(publication: Publication) -> str:
     parts = []
     for measured in publication.measured:
         where = f"{measured.title} (`{measured.dataset}`)" if measured.dataset else measured.title
-        rows = [f"| {title} | {_with_error((mean, stderr))} |" for title, mean, stderr in measured.scores.values()]
-        parts.append(
-            f"On {measured.images} images of {where}, by `scripts/benchmark.py`: mean ± standard error over the images, "
-            "from 0 to 1.\n\n" + "\n".join(["| score | value |", "|---|---|", *rows]) + "\n"
-        )
+        rows = [f"| {s.title} | {_with_error((s.mean, s.stderr))} | {s.images} |" for s in measured.scores.values()]
+        parts += [f"{where}, by `scripts/benchmark.py`: mean ± standard error over the images, from 0 to 1.", ""]
+        parts += ["| score | value | images |", "|---|---|---|", *rows, ""]
     return "\n".join(parts)
 
 
 def _measured_results(measured: Measured) -> list[EvalResult]:
     """What a benchmark has measured, in the form in which the Hub reads it; of every mean also its standard error."""
     found = []
-    for name, (title, mean, stderr) in measured.scores.items():
-        both = [(name, title, mean), (f"{name}_stderr", f"{title}, standard error", stderr)]
+    for name, score in measured.scores.items():
+        both = [
+            (name, score.title, score.mean),
+            (f"{name}_stderr", f"{score.title}, standard error", score.stderr),
+        ]
         found += [
             EvalResult(
                 task_type=TASK,
@@ -234,7 +248,7 @@ def _measured_results(measured: Measured) -> list[EvalResult]:
                 metric_type=kind,
                 metric_name=shown,
                 metric_value=value,
-                metric_args=measured.options.get(name),
+                metric_args=score.options,
             )
             for kind, shown, value in both
             if value is not None
@@ -275,7 +289,7 @@ def write_dataset_card(
         found: the summary of the rows, with their "split" and the number of "shards".
         repository: the data set's name on the Hub.
     """
-    hub_dataset = None if args.validation_dir else _hub_dataset(args)
+    hub_dataset = None if args.validation_dir else hub_dataset_of(args)
     files = [{"split": found["split"], "path": f"data/{found['split']}-*.parquet"}]
     data = DatasetCardData(
         task_categories=[TASK],
@@ -299,7 +313,7 @@ def write_dataset_card(
     card.save(folder / "README.md")
 
 
-def _hub_dataset(args: Any) -> str | None:
+def hub_dataset_of(args: Any) -> str | None:
     """The name of the data set of a run on the Hub; None for an archive or a folder."""
     return None if args.dataset_dir else hub_name(repository_of(args.dataset_name))
 
