@@ -137,20 +137,53 @@ def picture_geometry(processor, width: int, height: int) -> Geometry:
     return _measured(_Settings(type(processor), processor.to_json_string(), processor), width, height)
 
 
-def placed_on_picture(maps: torch.Tensor, processor, patch_size: int, height: int, width: int) -> torch.Tensor:
-    """Maps [T, N] of what an image processor makes of a picture, on its pixels, as `Geometry.placed` returns them.
+def placed_on_pictures(
+    attributions: torch.Tensor, classes: torch.Tensor, target_sizes, processor, patch_size: int
+) -> list[torch.Tensor]:
+    """Maps of what an image processor makes of B pictures, on the pictures' pixels.
+
+    Args:
+        attributions: [B, N, K].
+        classes: int64 [B, T], the classes whose maps are placed.
+        target_sizes: (height, width) of the B pictures.
+        processor: the image processor.
+        patch_size: the side of a patch in pixels of what it makes.
+
+    Returns:
+        Of each picture, [T, height, width] as `Geometry.placed` returns it.
 
     Raises:
-        ValueError: where the processor does not make N patches of a picture of this size.
+        ValueError: where sizes or classes are none, or the processor makes no N patches of a picture of this size.
     """
-    shape = process(processor, [PILImage.new("RGB", (width, height))]).shape[-2:]
-    rows, columns = (side // patch_size for side in shape)
-    if rows * columns != maps.shape[-1]:
+    batch_size, num_patches, num_classes = attributions.shape
+    sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
+    if not isinstance(sizes, (list, tuple)) or len(sizes) != batch_size or not all(map(_is_size, sizes)):
+        raise ValueError(f"target_sizes must be the (height, width) of {batch_size} pictures, got {str(sizes)[:80]}")
+    is_batch = isinstance(classes, torch.Tensor) and classes.dtype == torch.int64 and classes.ndim == 2
+    if not is_batch or len(classes) != batch_size or not ((classes >= 0) & (classes < num_classes)).all():
         raise ValueError(
-            f"image_processor makes {rows} x {columns} patches of a picture of {width} x {height} pixels, but there "
-            f"are values of {maps.shape[-1]}: give the one that made the model's pixel_values"
+            f"classes must be an int64 tensor [{batch_size}, T] of 0..{num_classes - 1}, got "
+            f"{str(classes.tolist())[:80] if is_batch else type(classes).__name__}"
         )
-    return picture_geometry(processor, width, height).placed(maps.unflatten(-1, (rows, columns)), height, width)
+    maps = attributions.transpose(1, 2).gather(1, classes[..., None].expand(-1, -1, num_patches))  # [B, T, N]
+    placed = []
+    for values, (height, width) in zip(maps, sizes, strict=True):
+        shape = process(processor, [PILImage.new("RGB", (width, height))]).shape[-2:]
+        rows, columns = (side // patch_size for side in shape)
+        if rows * columns != num_patches:
+            raise ValueError(
+                f"image_processor makes {rows} x {columns} patches of a picture of {width} x {height} pixels, but "
+                f"there are values of {num_patches}: give the one that made the model's pixel_values"
+            )
+        geometry = picture_geometry(processor, width, height)
+        placed.append(geometry.placed(values.unflatten(-1, (rows, columns)), height, width))
+    return placed
+
+
+def _is_size(size) -> bool:
+    """Whether something is the height and the width of a picture."""
+    is_pair = isinstance(size, (list, tuple)) and len(size) == 2
+    return is_pair and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in size)
 
 
 @dataclass(frozen=True)

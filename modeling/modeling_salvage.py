@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_salvage import BACKBONES, WITH_POOLER, SalvageConfig
-from .geometry_salvage import placed_on_picture
+from .geometry_salvage import placed_on_pictures
 from .pipeline_salvage import ImageAttributionPipeline  # noqa: F401  # what is imported here travels with the weights
 
 #: What is random in training -> how it is switched off: a run's numbers must depend on its own random numbers alone.
@@ -358,20 +358,12 @@ class SalvageModel(SalvagePreTrainedModel):
             the model sees nothing of the picture.
 
         Raises:
-            ValueError: where there are not B sizes, or the image processor makes no images with N patches of them.
+            ValueError: where these are not B sizes, or not classes of the model, or the image processor makes no N
+                patches of a picture.
         """
         probabilities, attributions = self.answers(outputs)
-        if len(target_sizes) != len(attributions):
-            raise ValueError(
-                f"target_sizes must be one for each of {len(attributions)} images, got {len(target_sizes)}"
-            )
         classes = probabilities.argmax(dim=-1, keepdim=True) if classes is None else classes
-        maps = attributions.transpose(1, 2).gather(1, classes[..., None].expand(-1, -1, attributions.shape[1]))
-        sizes = torch.as_tensor(target_sizes).tolist()
-        return [
-            placed_on_picture(values, image_processor, self.config.patch_size, height, width)
-            for values, (height, width) in zip(maps, sizes, strict=True)
-        ]
+        return placed_on_pictures(attributions, classes, target_sizes, image_processor, self.config.patch_size)
 
 
 class SalvageForImageClassification(SalvageModel):

@@ -173,7 +173,7 @@ def test_classes_of_the_maps_on_the_pixels(salvage_model, folder):
         torch.testing.assert_close(maps[0], -maps[1], equal_nan=True)
         predicted = model.post_process_attributions(output, [(30, 20)] * 2, processor)[index]
         torch.testing.assert_close(predicted[0], maps[int(output.logits[index] > 0)], equal_nan=True)
-    with pytest.raises(ValueError, match="target_sizes must be one for each of 2 images, got 1"):
+    with pytest.raises(ValueError, match="target_sizes must be the \\(height, width\\) of 2 pictures"):
         model.post_process_attributions(output, [(30, 20)], processor)
     processor.crop_size = {"height": 20, "width": 20}
     with pytest.raises(ValueError, match="image_processor makes 5 x 5 patches of a picture of 20 x 30 pixels, but"):
