@@ -68,6 +68,9 @@ class ImageAttributionPipeline(Pipeline):
     - "overlay": a PIL image of the picture's size. Red patches speak for the class, blue ones against it, on one scale
       for all classes of the picture; what the model does not see is pale.
 
+    The model computes in the type of its weights. Half precision rounds, so that the last digits of a map then depend
+    on the batch; `pipeline(..., dtype="float32")` is exact.
+
     Args:
         top_k: how many classes are listed, 5 when not given.
         classes: in place of these, the classes to list, as names or as numbers.
