@@ -100,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", default="demo_output", help="the folder for data, models and the page")
     demo.add_argument("--seed", type=int, default=0, help="the seed of everything random")
 
+    _add_publishing(commands)
+    commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
+    return parser
+
+
+def _add_publishing(commands: Any) -> None:
+    """Adds the commands of `push`."""
     from .push import PushArguments, PushMetricsArguments, RecipeCardArguments
 
     push = commands.add_parser(
@@ -119,9 +126,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[HfArgumentParser(PushMetricsArguments, add_help=False)],  # type: ignore[arg-type]
     )
     push_metrics.add_argument("organisation", metavar="ORG", help="the organisation on the Hub")
-
-    commands.add_parser("install-metrics", help="make evaluate.load find the metrics without importing salvage_hf")
-    return parser
 
 
 def _publish(options: argparse.Namespace) -> str:
