@@ -17,7 +17,6 @@ from .evaluate_modules.registration import metric_scripts
 from .evaluation.arguments import BenchmarkArguments
 from .evaluation.partial_images import first_stage_arguments
 from .evaluation.reading import Benchmark, read_benchmark
-from .evaluation.report import titled
 from .evaluation.scores import SCORES
 from .evaluation.tables import as_tensor
 from .faithfulness import mean_and_stderr
@@ -205,7 +204,11 @@ def _measured(folders: Sequence[str], name: str, model: Any) -> list[Measured]:
         name: what benchmarks call it: its objective, or "classifier".
         model: the model, which must be the measured one; None where there is none yet.
     """
-    weights = fingerprint(model) if model is not None and folders else None
+    if not folders:
+        return []
+    from .evaluation.report import titled  # matplotlib is an extra
+
+    weights = None if model is None else fingerprint(model)
     benchmarks = {title: read_benchmark(folder) for title, folder in titled("benchmark", folders).items()}
     return [_measured_one(title, benchmark, name, weights) for title, benchmark in benchmarks.items()]
 
