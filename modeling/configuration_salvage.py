@@ -15,6 +15,17 @@ BACKBONES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "deit", "be
 #: interpolated for others.
 WITH_POOLER = ("vit", "deit", "beit")
 
+#: Both model classes are in the file saved with the weights, so a saved model of either must name both.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_salvage.SalvageConfig",
+    "AutoModel": "modeling_salvage.SalvageModel",
+    "AutoModelForImageClassification": "modeling_salvage.SalvageForImageClassification",
+}
+
+#: The name of the pipeline, and where a process without this package finds its code.
+TASK = "image-attribution"
+_PIPELINES = {TASK: {"impl": "pipeline_salvage.ImageAttributionPipeline", "pt": ["AutoModel"]}}
+
 
 def _check_size(name, value):
     """Raises ValueError where a size is no whole number from 1 to `LARGEST_SIZE`."""
@@ -122,6 +133,9 @@ class SalvageConfig(PretrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     # So that the Trainer gathers the logits alone, and not the values of every patch.
     keys_to_ignore_at_inference = ["attributions", "positive_values", "negative_values"]
+    # Whether transformers knows the pipeline in this process already: where a config names one, it runs the code beside
+    # the weights, and refuses to without `trust_remote_code`.
+    has_registered_pipeline = False
 
     def __init__(
         self,
@@ -171,15 +185,12 @@ class SalvageConfig(PretrainedConfig):
         _check_type("objective", objective, str)
         if explained_classifier is not None:
             _check_type("explained_classifier", explained_classifier, dict)
-        # Both model classes are in the file saved with the weights, so a saved model of either must name both.
-        kwargs.setdefault(
-            "auto_map",
-            {
-                "AutoConfig": "configuration_salvage.SalvageConfig",
-                "AutoModel": "modeling_salvage.SalvageModel",
-                "AutoModelForImageClassification": "modeling_salvage.SalvageForImageClassification",
-            },
-        )
+        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
+        kwargs["custom_pipelines"] = {} if self.has_registered_pipeline else copy.deepcopy(_PIPELINES)
         if kwargs.get("num_labels") is not None:  # before names are made for all of them
             _check_size("num_labels", kwargs["num_labels"])
         super().__init__(**kwargs)
+
+    def to_dict(self):
+        # As it was: transformers puts classes, which no file can hold, into `custom_pipelines`.
+        return {**super().to_dict(), "custom_pipelines": copy.deepcopy(_PIPELINES)}

@@ -15,6 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_salvage import BACKBONES, WITH_POOLER, SalvageConfig
+from .geometry_salvage import placed_on_pictures
+from .pipeline_salvage import ImageAttributionPipeline  # noqa: F401  # what is imported here travels with the weights
 
 #: What is random in training -> how it is switched off: a run's numbers must depend on its own random numbers alone.
 _RANDOM = {
@@ -323,6 +325,45 @@ class SalvageModel(SalvagePreTrainedModel):
         with torch.autocast(output.attributions.device.type, enabled=False):  # half precision would round the sums
             visible = subsets.to(output.attributions.dtype) @ output.attributions  # [B, M, N] @ [B, N, K]
         return (visible + output.negative_values.sum(dim=1, keepdim=True)) / self.config.logit_temperature
+
+    def answers(self, output: SalvageOutput) -> tuple[torch.Tensor, torch.Tensor]:
+        """What can be explained: the T = K classes; with one label its absence and its presence, T = 2.
+
+        Returns:
+            Their probabilities, float32 [B, T], and their maps, [B, N, T]. The map of the absence is that of the
+            presence with the sign changed.
+        """
+        logits, attributions = output.logits.float(), output.attributions
+        if logits.shape[-1] > 1:
+            return logits.softmax(dim=-1), attributions
+        return torch.cat([-logits, logits], dim=-1).sigmoid(), torch.cat([-attributions, attributions], dim=-1)
+
+    def post_process_attributions(
+        self, outputs: SalvageOutput, target_sizes, image_processor, classes: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Maps on the pixels of the original pictures.
+
+        Other models have such functions in their image processor. This model's is the one of the explained classifier,
+        of a class of transformers, so it is a method of the model: whoever has the model has it.
+
+        Args:
+            outputs: what the model returned for B images.
+            target_sizes: (height, width) of the B upright pictures, as a list or [B, 2].
+            image_processor: what made their pixel values. It is asked where it crops and pads.
+            classes: int64 [B, T], the classes whose maps are returned (with one label, 0 or 1); the predicted ones when
+                None, so that T = 1.
+
+        Returns:
+            Of each picture, float32 [T, height, width]: interpolated between the centres of the patches, and NaN where
+            the model sees nothing of the picture.
+
+        Raises:
+            ValueError: where these are not B sizes, or not classes of the model, or the image processor makes no N
+                patches of a picture.
+        """
+        probabilities, attributions = self.answers(outputs)
+        classes = probabilities.argmax(dim=-1, keepdim=True) if classes is None else classes
+        return placed_on_pictures(attributions, classes, target_sizes, image_processor, self.config.patch_size)
 
 
 class SalvageForImageClassification(SalvageModel):

@@ -57,10 +57,9 @@ def explain(words: list[str]) -> int:
     from .data.pictures import printable
     from .explain import ExplainArguments, explain_files
 
-    parser = HfArgumentParser(ExplainArguments, prog="salvage explain", description=explain.__doc__)  # type: ignore[arg-type]
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
-    arguments, others = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    written, failed = explain_files(others.images, arguments)
+    help_of_images = "image files or folders"
+    arguments, images = _parse_with("explain", words, ExplainArguments, "images", "IMAGE", help_of_images, nargs="+")
+    written, failed = explain_files(images, arguments)
     for path in written:
         print(printable(path))
     for message in failed:
@@ -172,6 +171,43 @@ def report(words: list[str]) -> None:
     print(write_report(*_parse("report", words, ReportArguments)))
 
 
+def push(words: list[str]) -> None:
+    """Uploads an explainer or classifier that was trained earlier, with its card.
+
+    salvage push FOLDER --repo org/name [--benchmark FOLDER] [--report FOLDER]
+    """
+    from .push import PushArguments
+    from .push import push as upload
+
+    arguments, folder = _parse_with(
+        "push", words, PushArguments, "folder", "FOLDER", "the folder of the model and its image processor"
+    )
+    print(upload(folder, arguments))
+
+
+def card(words: list[str]) -> None:
+    """Writes the card of an explainer from its recipe and its benchmarks.
+
+    salvage card --recipe FILE --repo org/name --output_dir FOLDER [--benchmark FOLDER]
+    """
+    from .push import RecipeCardArguments, write_recipe_card
+
+    print(write_recipe_card(*_parse("card", words, RecipeCardArguments)))
+
+
+def push_metrics(words: list[str]) -> None:
+    """Uploads the metrics' Spaces.
+
+    salvage push-metrics ORG
+    """
+    from .push import PushMetricsArguments
+    from .push import push_metrics as upload
+
+    about = "the organisation on the Hub"
+    arguments, organisation = _parse_with("push-metrics", words, PushMetricsArguments, "organisation", "ORG", about)
+    print("\n".join(upload(organisation, arguments)))
+
+
 def install_metrics(words: list[str]) -> None:
     """Copies the metrics into the module cache of `evaluate`, which then finds them without this library's import."""
     from .evaluate_modules.registration import seed_module_cache
@@ -192,6 +228,17 @@ def _parse(command: str, words: list[str], *kinds: Any) -> tuple[Any, ...]:
     """The arguments of a command as dataclasses; its help begins with the docstring of its function."""
     description = globals()[command.replace("-", "_")].__doc__
     return parse_arguments(*kinds, description=description, words=words, program=f"salvage {command}")
+
+
+def _parse_with(
+    command: str, words: list[str], kind: Any, name: str, metavar: str, about: str, **options: Any
+) -> tuple[Any, Any]:
+    """The arguments of a command as a dataclass, and what is given without a name."""
+    description = globals()[command.replace("-", "_")].__doc__
+    parser = HfArgumentParser(kind, prog=f"salvage {command}", description=description)
+    parser.add_argument(name, metavar=metavar, help=about, **options)
+    arguments, others = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    return arguments, getattr(others, name)
 
 
 def _print_once(text: str) -> None:

@@ -19,6 +19,9 @@ COMMANDS = {
     "exact-values": "compare maps with exact Shapley values, on images of at most 16 patches",
     "ablation": "train and score the arms of the paper's ablations",
     "report": "make tables, figures and a page from finished benchmarks and ablations",
+    "push": "upload an explainer or classifier that was trained earlier, with its card",
+    "card": "write the card of an explainer from its recipe and its benchmarks",
+    "push-metrics": "upload the metrics' Spaces",
     "install-metrics": "make evaluate.load find the metrics without importing salvage_hf",
 }
 

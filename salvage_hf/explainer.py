@@ -18,12 +18,11 @@ from . import attribution_methods
 from .attribution_methods import REGISTRY
 from .attribution_methods.pairs import load_pair
 from .attribution_methods.trained import explainer_options
-from .data.geometry import Geometry, picture_geometry
 from .data.pictures import open_image
-from .data.processors import process
 from .explanation import LEAST_SHARE, Explanation, drawn_copy
 from .keyed_random import checked_seed
 from .masking import MaskedClassifier
+from .modeling import Geometry, picture_geometry, process
 from .objectives import OBJECTIVES
 from .pretrained import public_name
 from .refinement import checked_budget, refine

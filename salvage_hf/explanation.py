@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from .attribution_methods import REGISTRY
-from .data.geometry import Geometry
 from .data.marks import MARK, PICTURE_FORMATS
 from .files import write_bytes
+from .modeling import Geometry, overlay
 from .tensors import one_of
 from .version import VERSION
 
@@ -134,8 +134,6 @@ class Explanation:
 
     def overlays(self) -> list[Image.Image]:
         """Each map over the picture, all in one scale of colours."""
-        from .evaluation.plots import overlay
-
         factor = max(1, DRAWN_PIXELS // (2 * max(self.image.size)))  # a map is smooth also on a tiny picture
         picture = self.image.resize((factor * self.image.width, factor * self.image.height), Image.Resampling.NEAREST)
         geometry = self.geometry.scaled(picture.width / self.image_size[0], picture.height / self.image_size[1])

@@ -1,7 +1,6 @@
 """A small stand-in for the Hugging Face Hub, for tests that push and download: repositories are folders.
 
-    with local_hub(tmp_path) as environment:
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment})
+    printed = run_on(tmp_path, code)
 
 The Hub's address is read when huggingface_hub is imported, so the code must run in a process of its own. A repository
 has one revision; every file is uploaded inside the commit, so neither LFS nor Xet is asked for.
@@ -11,7 +10,11 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +52,25 @@ def local_hub(folder: str | Path) -> Iterator[dict[str, str]]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def run_on(folder: Path, code: str, **environment: str) -> str:
+    """What Python code prints that runs in a process of its own, where the Hub is that of a folder.
+
+    The folder is also its working directory.
+    """
+    with local_hub(folder) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            cwd=folder,
+            env={**os.environ, **hub, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -136,6 +158,10 @@ class HubHandler(BaseHTTPRequestHandler):
             repo = self.root / f"{request.get('type') or 'model'}s" / repo_id
             exists = repo.is_dir()
             repo.mkdir(parents=True, exist_ok=True)
+            if not exists:
+                private = request.get("private") or request.get("visibility") == "private"
+                with (self.root / "created.jsonl").open("a") as log:
+                    log.write(json.dumps({**request, "id": repo_id, "private": private}) + "\n")
             url = f"{self.headers['Host']}/{repo_id}"
             self.answer({"url": f"http://{url}", "id": repo_id}, 409 if exists else 200)
         elif path == "/api/validate-yaml":

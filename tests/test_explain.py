@@ -19,11 +19,11 @@ from transformers import AutoImageProcessor, AutoModel
 
 from salvage_hf import explain
 from salvage_hf.cli import main
-from salvage_hf.data.geometry import picture_geometry
 from salvage_hf.data.marks import MARK
 from salvage_hf.evaluation import plots
 from salvage_hf.explain import ExplainArguments, explain_files
 from salvage_hf.explanation import FORMATS
+from salvage_hf.modeling import picture_geometry
 
 
 def explained(inputs, model, output, **options):

@@ -10,10 +10,10 @@ from transformers import AutoImageProcessor, BitImageProcessor
 
 from salvage_hf import Explainer, MaskedClassifier, attribution_methods
 from salvage_hf.attribution_methods.pairs import _even_patches
-from salvage_hf.data.geometry import Geometry, picture_geometry
 from salvage_hf.evaluation import plots
 from salvage_hf.explanation import DRAWN_PIXELS, FORMATS, LEAST_SHARE, Explanation
 from salvage_hf.masking import provenance
+from salvage_hf.modeling import Geometry, picture_geometry
 from salvage_hf.refinement import refine
 from salvage_hf.targets import predicted_targets
 

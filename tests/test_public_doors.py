@@ -43,7 +43,8 @@ CLASSIFIER = Dinov2ForImageClassification(
     Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=16, num_labels=3)
 )
 V = MaskedClassifier(CLASSIFIER)
-PROCESSOR = BitImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False)
+EXPLAINER = SalvageModel.from_classifier(CLASSIFIER).requires_grad_(False)
+PROCESSOR = BitImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16})
 
 
 def value(pixel_values, subsets):
@@ -296,6 +297,19 @@ DOORS = {
         SalvageModel.from_classifier,
         {"classifier": CLASSIFIER},
         {"classifier": [*NOTHING, None, 3, "cat", value, V, BACKBONE]},
+    ),
+    "SalvageModel.post_process_attributions": Door(
+        EXPLAINER.post_process_attributions,
+        {
+            "outputs": EXPLAINER(IMAGES),
+            "target_sizes": [(24, 30), (16, 16)],
+            "image_processor": PROCESSOR,
+            "classes": torch.tensor([[0, 2], [1, 1]]),
+        },
+        {
+            "target_sizes": [*NOTHING, None, 3, "", [], [(16, 16)], [(0, 4), (4, 4)], [(4.0, 4), (4, 4)], [4, 4]],
+            "classes": [*no_tensor(TARGETS), TARGETS, TARGETS[None], TARGETS[:, None] + 2, TARGETS[:, None] - 1],
+        },
     ),
     "SalvageModel.from_backbone": Door(
         SalvageModel.from_backbone,

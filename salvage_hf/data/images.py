@@ -11,10 +11,10 @@ from PIL import ImageOps
 
 from ..files import digest
 from ..keyed_random import KeyedGenerator
+from ..modeling import process
 from .labels import translated_labels
 from .loading import image_name
 from .pictures import open_image
-from .processors import process
 from .regions import read_mask, stored_masks
 
 

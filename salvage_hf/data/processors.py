@@ -1,52 +1,9 @@
-"""What an image processor does to a picture: its pixel values, their size, and how to undo it."""
+"""What an image processor does to a picture: the size of its pixel values, their colours, and how to undo it."""
 
-from collections.abc import Iterable
-from typing import Any
-
-import numpy as np
 import torch
 from PIL import Image as PILImage
 
-
-def process(processor, pictures: Iterable[PILImage.Image], **options: Any) -> torch.Tensor:
-    """The pixel values of pictures, as a model takes them.
-
-    A processor whose `image_mean` has one number belongs to a model of one channel, which gets grey pictures.
-
-    Args:
-        processor: an image processor of transformers.
-        pictures: RGB pictures; only one of them is in memory at a time if this is a generator.
-        options: in place of the processor's own, for example `do_normalize=False`.
-
-    Returns:
-        float32 [B, C, H, W], if the processor gives all pictures the same size.
-
-    Raises:
-        ValueError: where the processor fails, or gives pixel values that are NaN or infinite (a standard deviation of 0
-            does).
-    """
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    mode = "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
-    if mode == "L" and getattr(processor, "do_convert_rgb", False):
-        options["do_convert_rgb"] = False
-    name = type(processor).__name__
-    processed: list[torch.Tensor] = []
-    for picture in pictures:
-        given = picture if picture.mode == mode else picture.convert(mode)
-        try:
-            with np.errstate(all="ignore"):  # what is not finite is refused below
-                pixels = processor(given, return_tensors="pt", **options)["pixel_values"].float()
-        except Exception as error:  # a wrong setting may raise anything
-            raise ValueError(f"the image processor {name} fails: {type(error).__name__}: {error}") from error
-        if pixels.ndim != 4 or len(pixels) != 1:
-            raise ValueError(f"the image processor {name} gives {list(pixels.shape)} for an image, not [1, C, H, W]")
-        if not pixels.isfinite().all():
-            raise ValueError(
-                f"the image processor {name} gives pixel values that are NaN or infinite: check its image_std {std} "
-                f"and its rescale_factor {getattr(processor, 'rescale_factor', None)}"
-            )
-        processed.append(pixels)
-    return torch.cat(processed)
+from ..modeling import process
 
 
 def processed_size(processor) -> tuple[int, int] | None:

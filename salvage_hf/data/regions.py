@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from .geometry import picture_geometry
+from ..modeling import picture_geometry
 from .loading import image_names
 from .pictures import DEEP_MODES, decode, printable, reason_of, source_of
 

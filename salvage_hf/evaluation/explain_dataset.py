@@ -95,6 +95,7 @@ class ExplainDatasetArguments(MaskingArguments, ImageArguments):
     )
     push_to_hub: bool = arg(False, "Upload the data set to the Hub, without the images.")
     hub_dataset_id: str | None = arg(None, "The repository to upload to; named like --output_dir when not given.")
+    private: bool = arg(False, "Make the repository a private one, where there is none yet.")
     hub_token: Annotated[str | None, PRIVATE, NOT_IN_RECIPE] = arg(None, "The token for the upload.")
 
     def __post_init__(self):
@@ -163,7 +164,7 @@ class _Run:
             remove_leftovers(self.folder / "data")
             write_json(self.folder / "explained.json", {"settings": settings})
             if self.args.push_to_hub:
-                create_repository(self._repository, self.args.hub_token, "dataset")
+                create_repository(self._repository, self.args.hub_token, "dataset", self.args.private)
         write_recipe(self.folder, "explain-dataset", self.args, accelerator=self.accelerator)
         self.settings = settings
         self.accelerator.wait_for_everyone()
@@ -211,7 +212,7 @@ class _Run:
                 self._repository,
             )
             if self.args.push_to_hub:
-                push_dataset(self.folder, self._repository, self.args.hub_token, _UPLOADED)
+                push_dataset(self.folder, self._repository, self.args.hub_token, _UPLOADED, self.args.private)
         return broadcast_object_list(found)[0]
 
     # The images

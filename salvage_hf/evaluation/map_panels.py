@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from .plots import coloured, drawable, pale
+from ..modeling import coloured, pale
+from .plots import drawable
 
 #: Width in inches of the image and of each map, and how many of them stand side by side at most.
 PANEL_WIDTH, COLUMNS = 3.0, 4

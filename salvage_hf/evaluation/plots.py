@@ -1,4 +1,4 @@
-"""Pictures: maps over images, grids of them, and curves over subset sizes.
+"""Pictures: grids of them, and curves over subset sizes.
 
 Labels are drawn as they are, by `parse_math=False`: matplotlib would read what stands between two "$" as a formula.
 """
@@ -14,64 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data.geometry import Geometry
 from ..data.marks import MARK, exif_mark
-
-COLORMAP = matplotlib.colormaps["RdBu_r"]
 
 #: Pixels per inch of pictures in files.
 DPI = 110
 
 #: Width and height of a panel of curves, bars or a matrix in inches.
 _PANEL = 3.4, 3.0
-
-
-def overlay(
-    picture: Image.Image, attributions: np.ndarray, geometry: Geometry | None = None, limit: float | None = None
-) -> Image.Image:
-    """A map over a picture, in the picture's size: red patches speak for the class, blue ones against it.
-
-    Args:
-        picture: the original, in any size.
-        attributions: [rows, columns], the map of one class.
-        geometry: where the map lies in the picture, over all of it when None; what the map does not show of the picture
-            is drawn pale.
-        limit: the absolute value that is drawn in full colour; the map's own largest when None.
-
-    Raises:
-        ValueError: where a value of the map is NaN or infinite.
-    """
-    if not np.isfinite(attributions).all():
-        raise ValueError("attributions have values that are NaN or infinite")
-    whole = (0.0, 0.0, float(picture.width), float(picture.height))
-    box, seen = geometry or Geometry(whole, whole)
-    left, top, right, bottom = (round(edge) for edge in box)
-    size = max(1, right - left), max(1, bottom - top)  # the box of a thin picture may be less than a pixel wide
-    limit = limit or float(np.abs(attributions).max()) or 1.0
-    grid = Image.fromarray((attributions / limit).clip(-1, 1).astype(np.float32))
-    canvas = Image.new("F", picture.size, float("nan"))
-    canvas.paste(grid.resize(size, Image.Resampling.BILINEAR), (left, top))
-    values = np.asarray(canvas)
-    x, y = np.arange(picture.width) + 0.5, np.arange(picture.height)[:, None] + 0.5
-    is_seen = (x > seen[0]) & (x < seen[2]) & (y > seen[1]) & (y < seen[3])
-    inside = (is_seen & ~np.isnan(values))[..., None]
-    values = np.nan_to_num(values)
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
-    return Image.fromarray((255 * np.where(inside, coloured(values, grey), pale(grey))).round().astype(np.uint8))
-
-
-def coloured(values: np.ndarray, grey: Any) -> np.ndarray:
-    """What stands for a map's values [...], from -1 to 1, over greys [..., 1] from 0 to 1: colours [..., 3].
-
-    Zero leaves the grey nearly as it is. Red and blue are told apart by those who do not tell red from green.
-    """
-    opacity = (0.1 + 0.65 * np.abs(values))[..., None]
-    return (1 - opacity) * grey + opacity * COLORMAP((values + 1) / 2)[..., :3]
-
-
-def pale(grey: Any) -> Any:
-    """What stands for a grey where a map has no value."""
-    return 0.4 * grey + 0.55
 
 
 def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float = 2.2) -> Figure:

@@ -43,8 +43,8 @@ def write_report(args: ReportArguments) -> Path:
         ValueError: where a folder holds no finished results, a file in it is damaged, two have the same title, or
             another process writes to `output_dir`.
     """
-    benchmarks = {title: read_benchmark(folder) for title, folder in _titled("benchmarks", args.benchmarks).items()}
-    ablations = {title: read_ablation(folder) for title, folder in _titled("ablations", args.ablations).items()}
+    benchmarks = {title: read_benchmark(folder) for title, folder in titled("benchmarks", args.benchmarks).items()}
+    ablations = {title: read_ablation(folder) for title, folder in titled("ablations", args.ablations).items()}
     show_log()
     with locked(args.output_dir, "salvage report"):
         folder = Path(args.output_dir)
@@ -61,7 +61,7 @@ def write_report(args: ReportArguments) -> Path:
     return page
 
 
-def _titled(argument: str, folders: Sequence[str]) -> dict[str, Path]:
+def titled(argument: str, folders: Sequence[str]) -> dict[str, Path]:
     """Title -> folder, from arguments FOLDER or TITLE=FOLDER; without TITLE it is the folder's name."""
     pairs = [
         item.split("=", 1) if "=" in item and not Path(item).is_dir() else (Path(item).resolve().name, item)

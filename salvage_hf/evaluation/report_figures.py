@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..faithfulness import mean_and_stderr
+from ..modeling import overlay
 from ..objectives import OBJECTIVES
 from ..targets import target_names
 from . import plots
@@ -33,7 +34,7 @@ def map_grid(benchmark: Benchmark) -> Figure:
         row = [(names[results["targets"][position]], image)]
         for title, values in maps.items():
             centred = values[position] - values[position].mean()
-            row.append((title if not rows else "", plots.overlay(image, _on_grid(centred, results))))
+            row.append((title if not rows else "", overlay(image, _on_grid(centred, results))))
         rows.append(row)
     return plots.picture_grid(rows, width=1.1)
 
@@ -50,7 +51,7 @@ def misclassified_grid(benchmark: Benchmark) -> Figure | None:
     for kind in ("predicted", "true"):
         rows.append(
             [
-                (f"{kind}: {names[target]}", plots.overlay(image, _on_grid(values, results)))
+                (f"{kind}: {names[target]}", overlay(image, _on_grid(values, results)))
                 for image, target, values in zip(images, wrong[kind], tensors[kind], strict=True)
             ]
         )

@@ -63,6 +63,7 @@ class LoopArguments(ImageArguments):
     hub_model_id: Annotated[str | None, MAY_CHANGE] = arg(
         None, "The repository to upload to; named like --output_dir when not given."
     )
+    private: Annotated[bool, MAY_CHANGE] = arg(False, "Make the repository a private one, where there is none yet.")
     hub_token: Annotated[str | None, MAY_CHANGE, PRIVATE, NOT_IN_RECIPE] = arg(None, "The token for the upload.")
 
     def __post_init__(self):

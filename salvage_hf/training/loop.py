@@ -247,7 +247,7 @@ class _TrainingRun:
         if accelerator.is_main_process and self.args.push_to_hub:
             left_out = ["step_*", "last/*", f"{TRACKER_LOGS}/*", f"{LOCK}*", RECIPE]  # paths of this machine
             name = repository_name(self.args.hub_model_id, self.args.output_dir)
-            push_model(self.output_dir, name, self.args.hub_token, left_out)
+            push_model(self.output_dir, name, self.args.hub_token, left_out, self.args.private)
         accelerator.wait_for_everyone()
         for tracker in accelerator.trackers:
             tracker.finish()

@@ -57,7 +57,8 @@ def output_folder(args: LoopArguments, accelerator: Accelerator) -> Iterator[Non
         if accelerator.is_main_process:
             clean_up(Path(args.output_dir))
             if args.push_to_hub:
-                create_repository(repository_name(args.hub_model_id, args.output_dir), args.hub_token)
+                name = repository_name(args.hub_model_id, args.output_dir)
+                create_repository(name, args.hub_token, private=args.private)
         try:
             yield
         except RuntimeError as error:

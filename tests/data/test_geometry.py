@@ -19,9 +19,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from salvage_hf.data.geometry import Geometry, picture_geometry
 from salvage_hf.data.pictures import open_image
-from salvage_hf.data.processors import process
+from salvage_hf.modeling import Geometry, picture_geometry, process
 
 
 def shortest(edge):

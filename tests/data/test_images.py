@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 from salvage_hf.data.images import ProcessedImages, content_digest, random_view
 from salvage_hf.data.loading import image_names, load_images
 from salvage_hf.data.pictures import MAX_ASPECT_RATIO
-from salvage_hf.data.processors import process
+from salvage_hf.modeling import process
 
 
 def test_a_folder_gives_every_image_with_its_label_and_name(folder, processor):

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, MobileViTImageProcessor
 
-from salvage_hf.data.processors import channel_map, process, processed_size, to_pictures
+from salvage_hf.data.processors import channel_map, processed_size, to_pictures
+from salvage_hf.modeling import process
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import datasets
@@ -16,7 +12,7 @@ import torch
 from datasets import load_dataset
 from faults import states_of_kills
 from huggingface_hub import DatasetCard
-from local_hub import local_hub
+from local_hub import run_on
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -440,15 +436,7 @@ def test_the_data_set_on_the_hub(arguments, tmp_path):
     old = tmp_path / "hub" / "datasets" / "org" / "explained" / "data" / "validation-00007-old.parquet"
     old.parent.mkdir(parents=True)
     old.touch()
-    with local_hub(tmp_path) as environment:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**os.environ, **environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on(tmp_path, code)
     files = {str(path.relative_to(old.parents[1])) for path in old.parents[1].rglob("*") if path.is_file()}
     assert files == {"README.md", "explained.json", *(f"data/{name}" for name in shards(tmp_path / "out"))}
 

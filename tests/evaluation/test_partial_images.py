@@ -3,17 +3,13 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import ModelCard
-from local_hub import local_hub
+from local_hub import run_on
 from PIL import Image
 
 from salvage_hf import MaskedClassifier
@@ -316,15 +312,7 @@ def test_the_classifier_on_the_hub(arguments, tmp_path):
     from salvage_hf.training.classifier import ClassifierArguments, train_classifier
     train_classifier(ClassifierArguments({", ".join(words)}), task=DescribedClassifierTask)
     """
-    with local_hub(tmp_path) as environment:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**os.environ, **environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on(tmp_path, code)
     repository = tmp_path / "hub" / "models" / "org" / "dinov2-pet"
     files = {path.name for path in repository.rglob("*") if path.is_file()}
     assert {"README.md", "partial_images.json", "partial_images.png", "config.json", "model.safetensors"} <= files

@@ -9,16 +9,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from salvage_hf.data.geometry import Geometry
 from salvage_hf.data.marks import PICTURE_FORMATS, made_here
 from salvage_hf.evaluation.plots import (
     bars,
     curves,
     file_content,
     matrices,
-    overlay,
     picture_grid,
 )
+from salvage_hf.modeling import Geometry, overlay
 
 
 def test_overlay_keeps_the_picture_and_its_geometry():

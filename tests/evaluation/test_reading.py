@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from salvage_hf.evaluation import plots
+from salvage_hf.evaluation import plots, report_figures
 from salvage_hf.evaluation.reading import (
     earlier_ablation,
     earlier_results,
@@ -39,7 +39,7 @@ def no_drawing(monkeypatch):
     """Drawing takes seconds; what is drawn is computed all the same."""
     for name in ("picture_grid", "curves", "bars", "matrices"):
         monkeypatch.setattr(plots, name, lambda *args, **options: object())
-    monkeypatch.setattr(plots, "overlay", lambda *args, **options: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(report_figures, "overlay", lambda *args, **options: Image.new("RGB", (1, 1)))
 
 
 def places_in(content, place=()):

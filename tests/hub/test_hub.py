@@ -67,7 +67,8 @@ def test_the_saved_code_is_the_modeling_folder(salvage_model, tmp_path, model_cl
     source = code_files(Path(modeling.__file__).parent)
     del source["__init__.py"]  # it registers the Auto classes, which is of use in this package only
     assert code_files(tmp_path) == source
-    assert set(source) == {"configuration_salvage.py", "modeling_salvage.py"}
+    names = ("configuration", "geometry", "modeling", "pipeline")
+    assert set(source) == {f"{name}_salvage.py" for name in names}
 
 
 # difference 0, from either Auto class, whatever "org/salvage-pet" is: a folder here or a repository on the Hub

@@ -51,7 +51,8 @@ def uniform_loss(args):
 
 def test_what_a_run_writes(straight):
     files = files_of(straight)
-    model = {"config.json", "model.safetensors", "configuration_salvage.py", "modeling_salvage.py"}
+    code = {f"{name}_salvage.py" for name in ("configuration", "geometry", "modeling", "pipeline")}
+    model = {"config.json", "model.safetensors", *code}
     model |= {"preprocessor_config.json", "README.md"}
     assert model | {RECIPE} <= files
     assert {f"last/{name}" for name in model} <= files

@@ -49,7 +49,8 @@ def test_the_script_pushes_the_best_model_alone_and_logs_to_tensorboard(data, tm
         )
     assert done.returncode == 0, done.stderr
     pushed = files_of(tmp_path / "hub" / "models" / "org" / "tiny") - {".gitattributes"}
-    model = {"config.json", "model.safetensors", "configuration_salvage.py", "modeling_salvage.py"}
+    code = {f"{name}_salvage.py" for name in ("configuration", "geometry", "modeling", "pipeline")}
+    model = {"config.json", "model.safetensors", *code}
     assert pushed == model | {"preprocessor_config.json", "README.md", "all_results.json"}
     assert (tmp_path / "run" / "step_3").is_dir()
     written = files_of(tmp_path / "run")

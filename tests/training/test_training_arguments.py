@@ -54,7 +54,7 @@ def test_the_scripts_arguments_are_those_of_transformers_examples():
     example = """dataset_name train_dir validation_dir max_train_samples max_eval_samples train_val_split
     model_name_or_path per_device_train_batch_size per_device_eval_batch_size learning_rate weight_decay
     num_train_epochs max_train_steps gradient_accumulation_steps lr_scheduler_type num_warmup_steps output_dir seed
-    push_to_hub hub_model_id hub_token checkpointing_steps resume_from_checkpoint with_tracking report_to
+    push_to_hub hub_model_id private hub_token checkpointing_steps resume_from_checkpoint with_tracking report_to
     image_column_name label_column_name"""
     parser = HfArgumentParser(ExplainerArguments)
     options = {option for action in parser._actions for option in action.option_strings}

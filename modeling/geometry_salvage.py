@@ -1,18 +1,17 @@
-"""Where the pixels that a model sees lie in the original picture.
+"""What an image processor does to a picture, and where the pixels that a model sees lie in the original.
 
 An image processor may resize, crop and pad in any order and by rules of its own. Its settings do not say where a pixel
 comes from, so it is asked: it processes pictures whose grey values are coordinates, and what comes out is read back.
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image as PILImage
-
-from ..files import digest
-from .processors import process
 
 #: left, top, right, bottom in pixels of a picture, whose own borders are 0, 0, width, height
 Box = tuple[float, float, float, float]
@@ -55,6 +54,71 @@ class Geometry(NamedTuple):
             places.append(np.floor(centres).astype(int).clip(0, region.shape[1 - axis] - 1))
         return region[np.ix_(*places)] & inside[0][:, None] & inside[1]
 
+    def placed(self, maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Maps of what the model sees, on the pixels of the original.
+
+        Args:
+            maps: [T, rows, columns], with a value per patch.
+            height, width: those of the original.
+
+        Returns:
+            float32 [T, height, width]: interpolated between the centres of the patches, and NaN where the model sees
+            nothing of the original.
+        """
+        left, top, right, bottom = (round(edge) for edge in self.box)
+        size = max(1, bottom - top), max(1, right - left)  # the box of a thin picture may be less than a pixel wide
+        values = torch.nn.functional.interpolate(maps[None].float(), size, mode="bilinear", antialias=True)[0]
+        rows = slice(max(top, 0), max(min(top + size[0], height), 0))
+        columns = slice(max(left, 0), max(min(left + size[1], width), 0))
+        values = values[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        placed = values.new_full((len(maps), height, width), torch.nan)
+        placed[:, rows, columns] = values
+        x = torch.arange(width, device=maps.device) + 0.5
+        y = torch.arange(height, device=maps.device)[:, None] + 0.5
+        is_seen = (x > self.seen[0]) & (x < self.seen[2]) & (y > self.seen[1]) & (y < self.seen[3])
+        return placed.masked_fill(~is_seen, torch.nan)
+
+
+def process(processor, pictures: Iterable[PILImage.Image], **options: Any) -> torch.Tensor:
+    """The pixel values of pictures, as a model takes them.
+
+    A processor whose `image_mean` has one number belongs to a model of one channel, which gets grey pictures.
+
+    Args:
+        processor: an image processor of transformers.
+        pictures: RGB pictures; only one of them is in memory at a time if this is a generator.
+        options: in place of the processor's own, for example `do_normalize=False`.
+
+    Returns:
+        float32 [B, C, H, W], if the processor gives all pictures the same size.
+
+    Raises:
+        ValueError: where the processor fails, or gives pixel values that are NaN or infinite (a standard deviation of 0
+            does).
+    """
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    mode = "L" if isinstance(mean, (list, tuple)) and len(mean) == 1 else "RGB"
+    if mode == "L" and getattr(processor, "do_convert_rgb", False):
+        options["do_convert_rgb"] = False
+    name = type(processor).__name__
+    processed: list[torch.Tensor] = []
+    for picture in pictures:
+        given = picture if picture.mode == mode else picture.convert(mode)
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                pixels = processor(given, return_tensors="pt", **options)["pixel_values"].float()
+        except Exception as error:  # a wrong setting may raise anything
+            raise ValueError(f"the image processor {name} fails: {type(error).__name__}: {error}") from error
+        if pixels.ndim != 4 or len(pixels) != 1:
+            raise ValueError(f"the image processor {name} gives {list(pixels.shape)} for an image, not [1, C, H, W]")
+        if not pixels.isfinite().all():
+            raise ValueError(
+                f"the image processor {name} gives pixel values that are NaN or infinite: check its image_std {std} "
+                f"and its rescale_factor {getattr(processor, 'rescale_factor', None)}"
+            )
+        processed.append(pixels)
+    return torch.cat(processed)
+
 
 def picture_geometry(processor, width: int, height: int) -> Geometry:
     """Where in a picture of width x height pixels an image processor finds the pixels that it shows the model.
@@ -70,22 +134,71 @@ def picture_geometry(processor, width: int, height: int) -> Geometry:
         ValueError: where the processor fails, does more than resize, crop and pad, or shows the picture in a single row
             or column, in which no place can be told.
     """
-    return _measured(_Settings(type(processor), digest(processor.to_json_string()), processor), width, height)
+    return _measured(_Settings(type(processor), processor.to_json_string(), processor), width, height)
+
+
+def placed_on_pictures(
+    attributions: torch.Tensor, classes: torch.Tensor, target_sizes, processor, patch_size: int
+) -> list[torch.Tensor]:
+    """Maps of what an image processor makes of B pictures, on the pictures' pixels.
+
+    Args:
+        attributions: [B, N, K].
+        classes: int64 [B, T], the classes whose maps are placed.
+        target_sizes: (height, width) of the B pictures.
+        processor: the image processor.
+        patch_size: the side of a patch in pixels of what it makes.
+
+    Returns:
+        Of each picture, [T, height, width] as `Geometry.placed` returns it.
+
+    Raises:
+        ValueError: where sizes or classes are none, or the processor makes no N patches of a picture of this size.
+    """
+    batch_size, num_patches, num_classes = attributions.shape
+    sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
+    if not isinstance(sizes, (list, tuple)) or len(sizes) != batch_size or not all(map(_is_size, sizes)):
+        raise ValueError(f"target_sizes must be the (height, width) of {batch_size} pictures, got {str(sizes)[:80]}")
+    is_batch = isinstance(classes, torch.Tensor) and classes.dtype == torch.int64 and classes.ndim == 2
+    if not is_batch or len(classes) != batch_size or not ((classes >= 0) & (classes < num_classes)).all():
+        raise ValueError(
+            f"classes must be an int64 tensor [{batch_size}, T] of 0..{num_classes - 1}, got "
+            f"{str(classes.tolist())[:80] if is_batch else type(classes).__name__}"
+        )
+    maps = attributions.transpose(1, 2).gather(1, classes[..., None].expand(-1, -1, num_patches))  # [B, T, N]
+    placed = []
+    for values, (height, width) in zip(maps, sizes, strict=True):
+        shape = process(processor, [PILImage.new("RGB", (width, height))]).shape[-2:]
+        rows, columns = (side // patch_size for side in shape)
+        if rows * columns != num_patches:
+            raise ValueError(
+                f"image_processor makes {rows} x {columns} patches of a picture of {width} x {height} pixels, but "
+                f"there are values of {num_patches}: give the one that made the model's pixel_values"
+            )
+        geometry = picture_geometry(processor, width, height)
+        placed.append(geometry.placed(values.unflatten(-1, (rows, columns)), height, width))
+    return placed
+
+
+def _is_size(size) -> bool:
+    """Whether something is the height and the width of a picture."""
+    is_pair = isinstance(size, (list, tuple)) and len(size) == 2
+    return is_pair and all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in size)
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """A processor, which is the same as another one of its class with the same digest.
+    """A processor, which is the same as another one of its class with the same settings.
 
     Classes count because LeViT's, for example, enlarges what the same settings mean to others.
     """
 
     kind: type
-    digest: str
+    settings: str
     processor: Any = field(compare=False)
 
 
-@functools.lru_cache(maxsize=100_000)  # of half a kilobyte each
+@functools.lru_cache(maxsize=100_000)  # of a kilobyte each
 def _measured(settings: _Settings, width: int, height: int) -> Geometry:
     probe = _Probe(settings.processor, width, height)
     (left, right), (seen_left, seen_right) = probe.measured(axis=0)
