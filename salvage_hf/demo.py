@@ -12,6 +12,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageC
 from .evaluation.arguments import BenchmarkArguments
 from .evaluation.benchmark import run_benchmark
 from .evaluation.report import ReportArguments, write_report
+from .evaluation.report_summary import Point
 from .evaluation.tables import results_table
 from .files import locked
 from .training.classifier import ClassifierArguments, train_classifier
@@ -48,11 +49,30 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
         train_explainer(_explainer_arguments(folder, seed))
         print("3/3 scoring the explanations")
         results = run_benchmark(_benchmark_arguments(folder, seed))
-        page = write_report(ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder)))
+        report = ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder))
+        page = write_report(report, "Salvage on pictures whose answer is known", _about())
     print(f"\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
     print((folder / "tables" / "table4.md").read_text())
     print(f"{time.perf_counter() - start:.0f} s. Open {page}")
     return page
+
+
+def _about() -> list[Point]:
+    """What the page says before the results."""
+    train, looked_at = TRAIN_PICTURES * len(CLASSES), EVAL_PICTURES * len(CLASSES)
+    drawn = (
+        f"`salvage demo` drew {train:,} pictures of {IMAGE_SIZE} x {IMAGE_SIZE} pixels to train with, and {looked_at} "
+        f"others to look at. In each, one shape has a pattern, and the pattern is the class: {', '.join(CLASSES)}. Two "
+        f"plain shapes and the ground say nothing. It trained a small classifier ({CLASSIFIER_STEPS} steps), then "
+        f"Salvage ({EXPLAINER_STEPS} steps), which learns to say in one forward how much each patch of a picture "
+        "speaks for each class."
+    )
+    look = (
+        "Because the right answer is known, a good map is red on the patterned shape and nowhere else; RRA and RMA "
+        "measure this. The pictures are simple and the training short: these numbers show that the program works, and "
+        "say nothing of photographs."
+    )
+    return [Point("What this is.", drawn), Point("What to look for.", look)]
 
 
 def _clear(folder: Path) -> None:
