@@ -49,7 +49,7 @@ def run_demo(output_dir: str, seed: int = 0) -> Path:
         train_explainer(_explainer_arguments(folder, seed))
         print("3/3 scoring the explanations")
         results = run_benchmark(_benchmark_arguments(folder, seed))
-        report = ReportArguments([f"Demo={folder / 'benchmark'}"], output_dir=str(folder))
+        report = ReportArguments([f"Drawn patterns={folder / 'benchmark'}"], output_dir=str(folder))
         page = write_report(report, "Salvage on pictures whose answer is known", _about())
     print(f"\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
     print((folder / "tables" / "table4.md").read_text())

@@ -266,7 +266,7 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
         axis.set_yticks(range(len(names)), labels, parse_math=False)
         axis.set_xlabel(_drawable(columns, _PANEL[0]), parse_math=False)
         axis.set_ylabel(_drawable(rows, _PANEL[1]), parse_math=False)
-    figure.colorbar(drawn, ax=axes, label="share of the images (%)")
+    figure.colorbar(drawn, ax=axes, label="share of the images (%)", shrink=0.8)
     return figure
 
 

@@ -140,19 +140,23 @@ def _write_table(section: Section, folder: Path) -> Section:
 
 
 def _write_figure(section: Section, folder: Path) -> dict[str, Any]:
-    """Writes the file of a figure; returns what the template needs of it: section, width and height, pictures.
+    """Writes the file of a figure; returns what the template needs of it.
+
+    That is the section, width and height in pixels, and the width in which the labels are well read on a telephone.
 
     The pictures are in the page itself, so that it needs no other file: one for light pages, one for dark ones.
     """
     assert isinstance(section.content, Figure)
-    dpi = plots.DPI * min(2.0, max(1.0, _FULL_WIDTH / section.content.get_figwidth()))
+    inches = section.content.get_figwidth()
+    dpi = plots.DPI * min(2.0, max(1.0, _FULL_WIDTH / inches))
     light = plots.file_content(section.content, dpi=dpi)
     write_bytes(folder / "figures" / f"{section.name}.png", light)
     plots.darken(section.content)
     dark = plots.file_content(section.content, dpi=dpi)
     pictures = {"light": Image.open(BytesIO(light)), "dark": Image.open(BytesIO(dark))}
     shown = {name: _as_webp(picture) for name, picture in pictures.items()}
-    return {"section": section, "width": pictures["light"].width, "height": pictures["light"].height, **shown}
+    width, height = pictures["light"].size
+    return {"section": section, "width": width, "height": height, "readable": round(0.9 * plots.DPI * inches), **shown}
 
 
 def _as_webp(picture: Image.Image) -> str:

@@ -66,7 +66,9 @@ def shown(value: Any) -> str:
         return ", ".join(map(shown, value))
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False, default=str)
-    name, equals, folder = value.rpartition("=")
+    name, equals, folder = value.partition("=")  # an explainer is OBJECTIVE=FOLDER
+    if Path(value).is_absolute() or not equals:
+        name, equals, folder = "", "", value
     return f"{name}{equals}…/{Path(folder).name}" if Path(folder).is_absolute() else value
 
 
