@@ -12,6 +12,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageC
 from .evaluation.arguments import BenchmarkArguments
 from .evaluation.benchmark import run_benchmark
 from .evaluation.report import ReportArguments, write_report
+from .evaluation.report_summary import Point
 from .evaluation.tables import results_table
 from .files import locked
 from .training.classifier import ClassifierArguments, train_classifier
@@ -59,11 +60,33 @@ def run_demo(output_dir: str, seed: int = 0, fast: bool = False) -> Path:
         print("3/3 scoring the explanations")
         results = run_benchmark(_benchmark_arguments(folder, seed))
         title = f"Demo, fast: a {FAST}th of the training, too little for maps that mean something" if fast else "Demo"
-        page = write_report(ReportArguments([f"{title}={folder / 'benchmark'}"], output_dir=str(folder)))
+        report = ReportArguments([f"Drawn patterns={folder / 'benchmark'}"], output_dir=str(folder))
+        page = write_report(report, "Salvage on pictures whose answer is known", _about(part))
     print(f"\n{title}\n\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
     print((folder / "tables" / "table4.md").read_text())
     print(f"{time.perf_counter() - start:.0f} s. Open {page}")
     return page
+
+
+def _about(part: int) -> list[Point]:
+    """What the page says before the results of a demo with one `part`-th of the training."""
+    steps = CLASSIFIER_STEPS // part, EXPLAINER_STEPS // part
+    train, looked_at = TRAIN_PICTURES * len(CLASSES), EVAL_PICTURES // part * len(CLASSES)
+    drawn = (
+        f"`salvage demo` drew {train:,} pictures of {IMAGE_SIZE} x {IMAGE_SIZE} pixels to train with, and {looked_at} "
+        f"others to look at. In each, one shape has a pattern, and the pattern is the class: {', '.join(CLASSES)}. Two "
+        f"plain shapes and the ground say nothing. It trained a small classifier ({steps[0]} steps), then "
+        f"Salvage ({steps[1]} steps), which learns to say in one forward how much each patch of a picture "
+        "speaks for each class."
+    )
+    look = (
+        "Because the right answer is known, a good map is red on the patterned shape and nowhere else; RRA and RMA "
+        "measure this. The pictures are simple and the training short: these numbers show that the program works, and "
+        "say nothing of photographs."
+    )
+    if part > 1:
+        look += " This was the fast demo, with too little training for maps that mean something."
+    return [Point("What this is.", drawn), Point("What to look for.", look)]
 
 
 def _clear(folder: Path) -> None:

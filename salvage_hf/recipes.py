@@ -9,7 +9,7 @@ import json
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -143,3 +143,29 @@ def write_recipe(folder: Path, command: str, *arguments: Any, accelerator: Accel
     plain = json.loads(json.dumps(values))
     text = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     write_bytes(folder / RECIPE, (head + text).encode())
+
+
+@dataclass(frozen=True)
+class WrittenRecipe:
+    """What `write_recipe` has left in a folder.
+
+    Args:
+        command: what runs the recipe again, the file's first line.
+        arguments: name -> value of every argument.
+    """
+
+    command: str
+    arguments: dict[str, Any]
+
+
+def written_recipe(folder: Path) -> WrittenRecipe | None:
+    """The recipe that a run has written into its folder, None without one.
+
+    Raises:
+        ValueError: where the file cannot be read, or is no flat mapping.
+    """
+    file = folder / RECIPE
+    if not file.is_file():
+        return None
+    arguments = dict(_pairs(str(file)))
+    return WrittenRecipe(file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip(), arguments)

@@ -5,7 +5,7 @@ Labels are drawn as they are, by `parse_math=False`: matplotlib would read what 
 
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.marks import MARK, exif_mark
+from ..modeling import coloured
 
 #: Pixels per inch of pictures in files.
 DPI = 110
@@ -22,9 +23,20 @@ DPI = 110
 #: Width and height of a panel of curves, bars or a matrix in inches.
 _PANEL = 3.4, 3.0
 
+#: Paper and ink of figures on a dark page; the page's own colours, in report.html.
+_DARK_PAPER, _DARK_INK = "#1b1f26", "#dfe3ea"
 
-def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float = 2.2) -> Figure:
-    """Rows of (title, picture); `width` is that of a picture in inches. Tall pictures are drawn narrower."""
+
+def picture_grid(
+    rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float = 2.2, scale: tuple[str, str, str] | None = None
+) -> Figure:
+    """Rows of pictures with titles. Tall pictures are drawn narrower.
+
+    Args:
+        rows: (title, picture) in every place.
+        width: of a picture in inches.
+        scale: what the colours of `overlay` mean at their two ends and in the middle; with it, they are drawn as a bar.
+    """
     columns = max(len(row) for row in rows)
     heights = [min(3.0, max(picture.height / picture.width for _, picture in row)) for row in rows]
     lines = [max(drawable(title, width).count("\n") + 1 for title, _ in row) for row in rows]
@@ -37,28 +49,49 @@ def picture_grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], width: float
         for (title, picture), axis in zip(row, row_axes, strict=False):
             axis.imshow(picture)
             axis.set_title(drawable(title, width), fontsize=9, parse_math=False)
+    if scale:
+        _add_scale(figure, axes, scale)
     return figure
 
 
-def curves(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = 4) -> Figure:
+def _add_scale(figure: Figure, axes: np.ndarray, meanings: tuple[str, str, str]) -> None:
+    """A bar under the figure with the colours that `overlay` gives to -1, 0 and 1 on a grey picture."""
+    figure.set_figheight(figure.get_figheight() + 0.55)
+    colors = matplotlib.colors.ListedColormap(coloured(np.linspace(-1, 1, 200), 0.5))
+    bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), colors)
+    length = min(1.0, 5 / figure.get_figwidth())  # of the figure's width, at most 5 inches
+    drawn = figure.colorbar(bar, ax=axes, location="bottom", shrink=length, aspect=length * figure.get_figwidth() / 0.1)
+    drawn.set_ticks([-1, 0, 1], labels=[drawable(meaning, 1.5) for meaning in meanings], parse_math=False)
+    drawn.outline.set_visible(False)
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    columns: int = 4,
+    strong: Collection[str] = (),
+    dashed: Collection[str] = (),
+) -> Figure:
     """Predictions over the share of visible patches.
 
     Args:
         panels: title of a panel -> title of a line -> values at the sizes 1..N.
         columns: how many panels stand side by side.
+        strong, dashed: titles of the lines that are drawn thick, and as dashes.
     """
     figure, axes = _panels(panels, columns)
     colors = _colors(panels)
     handles: dict[str, Any] = {}
-    for axis, lines in zip(axes, panels.values(), strict=True):
+    for place, (axis, lines) in enumerate(zip(axes, panels.values(), strict=True)):
         for name, values in lines.items():
             shares = np.arange(1, len(values) + 1) / len(values)
-            (handles[name],) = axis.plot(shares, values, label=name, color=colors[name])
+            width, style = (3.0 if name in strong else 1.4), ("--" if name in dashed else "-")
+            (handles[name],) = axis.plot(shares, values, style, label=name, color=colors[name], linewidth=width)
         axis.set_xlabel("visible patches (share)")
         low, high = axis.get_ylim()
         axis.set_ylim(min(0, low), 1 if high > 0.5 else high)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("probability")
+        if place % columns == 0:
+            axis.set_ylabel("probability")
     _legend(figure, handles)
     return figure
 
@@ -77,7 +110,7 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, column
     for axis, heights in zip(axes, panels.values(), strict=True):
         for place, (name, values) in enumerate(heights.items()):
             handles[name] = axis.bar(place, np.mean(values), label=name, color=colors[name], alpha=0.7)
-            axis.scatter([place] * len(values), values, color="black", s=12, zorder=3)
+            axis.scatter([place] * len(values), values, color="black", edgecolors="white", s=18, zorder=3)
         axis.set_xticks([])
         axis.grid(alpha=0.3, axis="y")
     axes[0].set_ylabel(drawable(label, _PANEL[1]), parse_math=False)
@@ -179,7 +212,7 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
     """
     figure, axes = _panels(panels, columns=4)
     for axis, matrix in zip(axes, panels.values(), strict=True):
-        axis.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
+        drawn = axis.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(matrix):
             axis.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value > 50 else "black")
         labels = [drawable(name, _PANEL[0] / 3) for name in names]
@@ -187,6 +220,7 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str], columns: st
         axis.set_yticks(range(len(names)), labels, parse_math=False)
         axis.set_xlabel(drawable(columns, _PANEL[0]), parse_math=False)
         axis.set_ylabel(drawable(rows, _PANEL[1]), parse_math=False)
+    figure.colorbar(drawn, ax=axes, label="share of the images (%)", shrink=0.8)
     return figure
 
 
@@ -213,12 +247,32 @@ def drawable(text: str, width: float, longest: int = 80) -> str:
     return textwrap.fill(text, max(8, int(11 * width)))
 
 
-def file_content(figure: Figure, kind: str = "png") -> bytes:
-    """A figure as the bytes of a file of one of the `PICTURE_FORMATS`, with the mark of `data.marks`."""
+def darken(figure: Figure) -> None:
+    """Changes the colours of paper and ink to those of a dark page; what stands for data keeps its colour and place."""
+    figure.set_layout_engine("none")  # a second layout would take as long as the first, for the same places
+    figure.set_facecolor(_DARK_PAPER)
+    for axis in figure.axes:
+        axis.set_facecolor(_DARK_PAPER)
+        axis.tick_params(colors=_DARK_INK)
+        for line in axis.spines.values():
+            line.set_color(_DARK_INK)
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            text.set_color(_DARK_INK)
+    for legend in figure.legends:
+        legend.get_frame().set(facecolor=_DARK_PAPER, edgecolor=_DARK_INK)
+        for text in legend.get_texts():
+            text.set_color(_DARK_INK)
+
+
+def file_content(figure: Figure, kind: str = "png", dpi: float = DPI) -> bytes:
+    """A figure as the bytes of a file of one of the `PICTURE_FORMATS`, with the mark of `data.marks`.
+
+    `dpi` are its pixels per inch.
+    """
     drawn = kind in ("pdf", "svg")
     options: dict[str, Any] = {"metadata": {"Creator": MARK}} if drawn else {"pil_kwargs": {"exif": exif_mark()}}
     buffer = BytesIO()
-    _without_glyph_warnings(figure.savefig, buffer, format=kind, dpi=DPI, **options)
+    _without_glyph_warnings(figure.savefig, buffer, format=kind, dpi=dpi, **options)
     return buffer.getvalue()
 
 

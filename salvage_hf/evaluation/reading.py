@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ..attribution_methods import REGISTRY
 from ..objectives import OBJECTIVES
+from ..recipes import WrittenRecipe, written_recipe
 from ..type_checks import check_type
 from .results import arms_with, maps_file
 from .scores import SCORES
@@ -96,10 +97,11 @@ class _Validation(TypedDict):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: its folder, and what results.json in it holds."""
+    """A benchmark: its folder, what results.json in it holds, and the recipe of its run, if it is there."""
 
     folder: Path
     results: dict[str, Any]
+    recipe: WrittenRecipe | None = None
 
 
 def read_benchmark(folder: Path) -> Benchmark:
@@ -107,7 +109,7 @@ def read_benchmark(folder: Path) -> Benchmark:
     results = _read(folder / "results.json")
     if not results["methods"]:
         raise ValueError(f"{str(folder / 'results.json')!r} holds no finished method: run salvage benchmark again")
-    return Benchmark(folder, results)
+    return Benchmark(folder, results, written_recipe(folder))
 
 
 def read_ablation(folder: Path) -> dict[str, Any]:

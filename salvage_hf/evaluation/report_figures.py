@@ -8,35 +8,49 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..faithfulness import mean_and_stderr
 from ..modeling import overlay
 from ..objectives import OBJECTIVES
 from ..targets import target_names
 from . import plots
+from .ranking import TRAINED, shown_methods
 from .reading import Benchmark, read_examples, read_maps, read_misclassified
 from .results import finished_runs, method_titles
 from .scores import SCORES, scores_of_family
-from .tables import as_tensor
 
 #: Data set -> name of a method -> its entry in results.json.
 MethodsOf = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def map_grid(benchmark: Benchmark) -> Figure:
-    """Figures 1, 8 and 9: pictures in rows, methods in columns."""
+#: What the colours of maps mean, in figures of maps that are centred on their mean, and in those that are not.
+_CENTRED = "less than the map's mean", "the map's mean", "more than the map's mean"
+_SIGNED = "against the class", "neither", "for the class"
+
+#: How many images the large figure of few methods shows, and how wide it is in inches; the width of a small map.
+_LARGE_ROWS, _LARGE_WIDTH, _SMALL_MAP = 5, 10.2, 1.1
+
+
+def map_grid(benchmark: Benchmark, methods: Sequence[str] | None = None) -> Figure:
+    """Figures 1, 8 and 9: pictures in rows, methods in columns.
+
+    Args:
+        benchmark: the benchmark.
+        methods: names of few methods, whose maps of some images are drawn large; all methods and images when None.
+    """
     results = benchmark.results
-    pictures = read_examples(benchmark).numpy()
     names = target_names(results["label_names"])
-    maps = {title: read_maps(benchmark, name) for name, title in method_titles(results["methods"]).items()}
+    titles = method_titles(results["methods"])
+    maps = {titles[name]: read_maps(benchmark, name) for name in methods or titles}
+    pictures = list(zip(read_examples(benchmark).numpy(), results["examples"], strict=True))
     rows: list[list[tuple[str, Image.Image]]] = []
-    for picture, position in zip(pictures, results["examples"], strict=True):
+    for picture, position in pictures[: _LARGE_ROWS if methods else None]:
         image = Image.fromarray(picture)
         row = [(names[results["targets"][position]], image)]
         for title, values in maps.items():
             centred = values[position] - values[position].mean()
             row.append((title if not rows else "", overlay(image, _on_grid(centred, results))))
         rows.append(row)
-    return plots.picture_grid(rows, width=1.1)
+    width = min(2.2, _LARGE_WIDTH / (1 + len(maps))) if methods else _SMALL_MAP
+    return plots.picture_grid(rows, width, _CENTRED)
 
 
 def misclassified_grid(benchmark: Benchmark) -> Figure | None:
@@ -55,7 +69,7 @@ def misclassified_grid(benchmark: Benchmark) -> Figure | None:
                 for image, target, values in zip(images, wrong[kind], tensors[kind], strict=True)
             ]
         )
-    return plots.picture_grid(rows, width=2.0)
+    return plots.picture_grid(rows, 1.7, _SIGNED)
 
 
 def _on_grid(values: torch.Tensor, results: Mapping[str, Any]) -> np.ndarray:
@@ -64,27 +78,23 @@ def _on_grid(values: torch.Tensor, results: Mapping[str, Any]) -> np.ndarray:
 
 
 def cardinality_curves(methods_of: MethodsOf) -> Figure | None:
-    """Figure 2: every score at every number of visible patches, of the three methods with the highest SRG or R-SRG.
+    """Figure 2: every score at every number of visible patches, of the methods of `shown_methods` that have a score.
 
-    Random maps are shown too. None where no curve was computed.
+    Trained explainers are drawn thick, random maps as dashes. None where no curve was computed.
     """
     scores = [score for family in ("rank", "relative") for score in _drawn_scores(family)]
+    titles = method_titles(name for methods in methods_of.values() for name in methods)
     panels = {}
     for dataset, methods in methods_of.items():
-        ranking = "srg" if any("srg" in entry for entry in methods.values()) else "r_srg"
-        means = {
-            name: mean_and_stderr(as_tensor(entry[ranking]))[0] for name, entry in methods.items() if ranking in entry
-        }
-        defined = [name for name, mean in means.items() if mean == mean]  # NaN has no place in an order
-        ranked = sorted(defined, key=lambda name: means[name], reverse=True)
-        shown = [name for name in ranked if name in (*ranked[:3], "random")]
-        titles = method_titles(shown)
+        shown = shown_methods(methods)
         for score in scores:
             curves = {titles[name]: curve for name in shown if (curve := _curve(methods[name]["curves"], score))}
             if curves:
                 heading = SCORES[score].heading
                 panels[f"{dataset}: {heading}" if len(methods_of) > 1 else heading] = curves
-    return plots.curves(panels, columns=6) if panels else None
+    strong = [titles[name] for name in TRAINED if name in titles]
+    dashed = [titles["random"]] if "random" in titles else []
+    return plots.curves(panels, 3, strong, dashed) if panels else None
 
 
 def _drawn_scores(family) -> list[str]:
@@ -118,7 +128,7 @@ def sampling_likelihood(methods_of: MethodsOf) -> Figure | None:
         }
         if len(lines) == 2:
             panels[dataset] = lines
-    return plots.curves(panels, columns=4) if panels else None
+    return plots.curves(panels, 3, strong=["guided"]) if panels else None
 
 
 def correctness_matrices(results_of: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -161,7 +171,7 @@ def ablation_bars(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:
         }
         for dataset, ablation in ablation_of.items()
     }
-    return plots.bars(panels, "R-SRG (%)")
+    return plots.bars(panels, "R-SRG (%)", columns=3)
 
 
 def ablation_course(ablation_of: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -23,15 +23,9 @@ def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str
     Returns:
         method -> "best" or "second"; other methods are left out.
     """
-    defined = torch.stack([~values.isnan() for values in scores.values()])  # [methods, I]
-    images = int(defined.any(dim=0).sum())
-    if len(scores) < 2 or images < MIN_MARKED:
+    if len(scores) < 2 or measured_images(scores) < MIN_MARKED:
         return {}
-    remaining = {
-        name: values if higher_is_better else -values
-        for (name, values), is_defined in zip(scores.items(), defined, strict=True)
-        if 2 * int(is_defined.sum()) >= images
-    }
+    remaining = comparable(scores, higher_is_better)
     marks: dict[str, str] = {}
     for place in ("best", "second"):
         if not remaining:
@@ -54,13 +48,50 @@ def not_worse(values: torch.Tensor, leader: torch.Tensor, resamples: int = 10_00
         resamples: how many samples of I images are drawn with replacement, under a fixed seed.
         level: the significance level.
     """
+    means = _resampled_means(leader - values, resamples)
+    return int((means <= 0).sum()) >= level * resamples
+
+
+def lead(values: torch.Tensor, leader: torch.Tensor, level: float = 0.05) -> tuple[float, float, float]:
+    """By how much the leader's mean is higher on the images that have both.
+
+    Args:
+        values, leader: [I], scores on the same images, higher is better.
+        level: the share of the bootstrap's resamples that lies below the interval, and that above it.
+
+    Returns:
+        The mean difference, and the ends of the interval: `not_worse` at the same level is true where it reaches 0.
+        Where no image has both, NaN between zeros.
+    """
     differences = leader - values
+    means = _resampled_means(differences, 10_000)
+    low, high = torch.quantile(means, torch.tensor([level, 1 - level], dtype=means.dtype)).tolist()
+    return differences.nanmean().item(), low, high
+
+
+def measured_images(scores: Mapping[str, torch.Tensor]) -> int:
+    """On how many images the score of any method is defined: method -> values [I]."""
+    return int(torch.stack([~values.isnan() for values in scores.values()]).any(dim=0).sum())
+
+
+def comparable(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str, torch.Tensor]:
+    """Values that are better the higher they are, of the methods that are defined on half of the measured images."""
+    images = measured_images(scores)
+    return {
+        name: values if higher_is_better else -values
+        for name, values in scores.items()
+        if 2 * int((~values.isnan()).sum()) >= images
+    }
+
+
+def _resampled_means(differences: torch.Tensor, resamples: int) -> torch.Tensor:
+    """Means of as many samples with replacement, under a fixed seed; zeros where no difference is defined."""
     differences = differences[~differences.isnan()]
     if not len(differences):
-        return True
+        return torch.zeros(resamples, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    at_most_zero = 0
+    parts = []
     for part in torch.arange(resamples).split(1000):
         chosen = torch.randint(len(differences), (len(part), len(differences)), generator=generator)
-        at_most_zero += int((differences[chosen].mean(dim=1) <= 0).sum())
-    return at_most_zero >= level * resamples
+        parts.append(differences[chosen].mean(dim=1))
+    return torch.cat(parts)

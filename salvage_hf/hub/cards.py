@@ -222,7 +222,7 @@ def _benchmarks(publication: Publication) -> str:
     for measured in publication.measured:
         where = f"{measured.title} (`{measured.dataset}`)" if measured.dataset else measured.title
         rows = [f"| {s.title} | {_with_error((s.mean, s.stderr))} | {s.images} |" for s in measured.scores.values()]
-        parts += [f"{where}, by `scripts/benchmark.py`: mean ± standard error over the images, from 0 to 1.", ""]
+        parts += [f"{where}, by `salvage benchmark`: mean ± standard error over the images, from 0 to 1.", ""]
         parts += ["| score | value | images |", "|---|---|---|", *rows, ""]
     return "\n".join(parts)
 

@@ -24,6 +24,8 @@ from salvage_hf.evaluation.reading import (
     read_misclassified,
 )
 from salvage_hf.evaluation.report_sections import ablation_sections, benchmark_sections
+from salvage_hf.evaluation.report_settings import ablation_origin, benchmark_origin
+from salvage_hf.evaluation.report_summary import ablation_summary, benchmark_summary
 
 #: How many damaged files are tried per property.
 EXAMPLES = 3000 if os.environ.get("SALVAGE_LONG_TESTS") else 60
@@ -82,7 +84,10 @@ def test_a_damaged_benchmark_gives_a_report_or_a_sentence(made_up, no_drawing, d
     path = folder / "results.json"
     path.write_bytes(damaged(text, data))
     try:
-        assert benchmark_sections({"Pets": read_benchmark(folder)})
+        benchmark = read_benchmark(folder)
+        assert benchmark_sections({"Pets": benchmark})
+        assert benchmark_summary("Pets", benchmark).answer
+        assert benchmark_origin("Pets", benchmark).lists
     except ValueError as error:
         assert is_a_sentence_about(error, r"results\.json|\.safetensors")  # noqa: PT017  # a report is right too
 
@@ -93,7 +98,10 @@ def test_a_damaged_ablation_gives_a_report_or_a_sentence(made_up, no_drawing, da
     folder, text = made_up["ablation"]
     (folder / "ablation.json").write_bytes(damaged(text, data))
     try:
-        assert ablation_sections({"Pets": read_ablation(folder)})
+        ablation = read_ablation(folder)
+        assert ablation_sections({"Pets": ablation})
+        assert ablation_summary("Pets", ablation).answer
+        assert ablation_origin("Pets", ablation, None).lists
     except ValueError as error:
         assert is_a_sentence_about(error, r"ablation\.json")  # noqa: PT017  # a report is right too
 

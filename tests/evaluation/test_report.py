@@ -12,6 +12,7 @@ from faults import states_of_kills
 from sklearn.metrics import matthews_corrcoef
 
 from salvage_hf.evaluation import report_figures, report_tables
+from salvage_hf.evaluation.ranking import shown_methods
 from salvage_hf.evaluation.reading import read_ablation
 from salvage_hf.evaluation.report import ReportArguments, write_report
 from salvage_hf.evaluation.report_sections import ablation_sections
@@ -32,7 +33,7 @@ def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchm
         f"{name}.{kind}" for name in ("table1", "table2", "table3", "table4", "cost") for kind in ("md", "tex")
     }
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 7
+    assert text.count("data:image/webp;base64,") == 2 * 7  # for light and for dark pages
     assert "://" not in text  # it needs no other file
     for number in range(1, 8):
         assert f"Figure {number}: " in text
@@ -59,10 +60,10 @@ def test_the_page_says_what_the_tables_mark_and_escapes_titles(make_benchmark, t
     Path(folder, "results.json").write_text(json.dumps(results))
     other, _ = make_benchmark("other")
     page = write_report(ReportArguments([f"<Pets & more>={folder}", other], [], str(tmp_path / "report"))).read_text()
-    assert "<td>Salvage</td><td><b>90.1 ± 0.0</b></td>" in page
-    assert "<td>ViT-Shapley</td><td><u>70.1 ± 0.0</u></td>" in page
-    assert "<td>RISE</td><td>50.1 ± 0.0</td>" in page
-    assert "<th>&lt;Pets &amp; more&gt; SRG ↑</th>" in page
+    assert '<tr class="trained"><th scope="row">Salvage</th><td><b>90.1 ± 0.0</b></td>' in page
+    assert '<th scope="row">ViT-Shapley</th><td><u>70.1 ± 0.0</u></td>' in page
+    assert '<tr><th scope="row">RISE</th><td>50.1 ± 0.0</td>' in page
+    assert '<th scope="col">&lt;Pets &amp; more&gt; SRG ↑</th>' in page
     assert "Pets & more" not in page
 
 
@@ -153,14 +154,15 @@ def test_explainers_of_every_objective_are_classified(make_benchmark):
     results["classification"]["fastshap"] = results["classification"]["salvage"]
     rows = report_tables.classification_table({"": results}).rows
     assert [row[0].text for row in rows] == ["Classifier", "FastSHAP", "ViT-Shapley", "Salvage"]
-    titles = [axis.get_title() for axis in report_figures.correctness_matrices({"Pets": results}).axes]
+    *axes, _ = report_figures.correctness_matrices({"Pets": results}).axes  # the last is the bar of colours
+    titles = [axis.get_title() for axis in axes]
     assert titles == ["Pets: Salvage", "Pets: ViT-Shapley", "Pets: FastSHAP"]
 
 
 def test_correctness_matrix(make_benchmark):
     _, results = make_benchmark()
     figure = report_figures.correctness_matrices({"Pets": results})
-    assert [axis.get_title() for axis in figure.axes] == ["Pets: Salvage", "Pets: ViT-Shapley"]
+    assert [axis.get_title() for axis in figure.axes[:-1]] == ["Pets: Salvage", "Pets: ViT-Shapley"]
     drawn = [float(text.get_text()) for text in figure.axes[0].texts]
     labels = results["classification"]["labels"]
     right = {
@@ -172,22 +174,27 @@ def test_correctness_matrix(make_benchmark):
     assert drawn == pytest.approx(expected, abs=0.05)
 
 
-def test_figure_2_shows_the_three_best_and_random(make_benchmark):
+def test_figure_2_shows_the_trained_explainers_the_best_others_and_random(make_benchmark):
+    """The trained ones also where they are worst: a figure that left them out would hide it."""
     _, results = make_benchmark()
     methods = results["methods"]
-    for place, name in enumerate(("rise", "salvage", "random", "vit_shapley", "last_attention")):
-        methods[name]["srg"] = [1.0 - 0.1 * place] * 8
-    figure = report_figures.cardinality_curves({"Pets": results["methods"]})
+    methods |= dict.fromkeys(("saliency", "gradcam", "eigencam"), methods["rise"])
+    order = ("rise", "saliency", "gradcam", "random", "eigencam", "last_attention", "vit_shapley", "salvage")
+    methods = {name: {**methods[name], "srg": [1.0 - 0.1 * place] * 8} for place, name in enumerate(order)}
+    assert shown_methods(methods) == ["rise", "saliency", "gradcam", "random", "vit_shapley", "salvage"]
+    figure = report_figures.cardinality_curves({"Pets": methods})
     assert [axis.get_title() for axis in figure.axes] == ["LIF ↑", "MIF ↓", "SRG ↑", "R-LIF ↑", "R-MIF ↓", "R-SRG ↑"]
-    lines = {line.get_label(): line.get_ydata() for line in figure.axes[5].get_lines()}
-    assert list(lines) == ["RISE", "Salvage", "Random"]
+    lines = {line.get_label(): line for line in figure.axes[5].get_lines()}
+    assert list(lines) == ["RISE", "Saliency", "GradCAM", "Random", "ViT-Shapley", "Salvage"]
     curves = methods["rise"]["curves"]
-    np.testing.assert_allclose(lines["RISE"], np.array(curves["r_lif"]) - curves["r_mif"])
-    for place, name in enumerate(("last_attention", "vit_shapley", "random", "salvage", "rise")):
+    np.testing.assert_allclose(lines["RISE"].get_ydata(), np.array(curves["r_lif"]) - curves["r_mif"])
+    widths = {label: line.get_linewidth() for label, line in lines.items()}
+    assert min(widths["Salvage"], widths["ViT-Shapley"]) > max(widths["RISE"], widths["Random"])
+    assert lines["Random"].get_linestyle() == "--"
+    for place, name in enumerate(reversed(order)):
         del methods[name]["srg"]
         methods[name]["r_srg"] = [1.0 - 0.1 * place] * 8
-    figure = report_figures.cardinality_curves({"Pets": results["methods"]})
-    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["Attn. last", "ViT-Shapley", "Random"]
+    assert shown_methods(methods) == ["salvage", "vit_shapley", "last_attention", "eigencam", "random", "gradcam"]
 
 
 def test_figure_2_leaves_out_a_method_without_a_score(make_benchmark):
@@ -210,7 +217,7 @@ def test_a_method_has_one_colour_in_all_panels(make_benchmark):
     (legend,) = figure.legends
     lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
     shown = {text.get_text(): line.get_color() for text, line in lines}
-    assert set(shown) == {"Salvage", "RISE", "ViT-Shapley", "Random"}
+    assert set(shown) == {"Salvage", "RISE", "ViT-Shapley", "Attn. last", "Random"}
     for axis in figure.axes:
         assert {line.get_label(): line.get_color() for line in axis.get_lines()} == shown
 

@@ -50,7 +50,9 @@ def test_a_new_entry_is_computed_kept_and_tabulated(monkeypatch, tiny_classifier
         return torch.where(masks, maps, -torch.inf).amax(dim=(1, 2))
 
     monkeypatch.setitem(
-        SCORES, "largest", Score("largest", "Largest", False, "region", "table1", of_region=largest_inside)
+        SCORES,
+        "largest",
+        Score("largest", "Largest", False, "region", "table1", "The largest value inside.", of_region=largest_inside),
     )
     masks = torch.zeros(2, 16, 16, dtype=torch.bool)
     masks[:, :8] = True

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from salvage_hf.evaluation.significance import mark, not_worse
+from salvage_hf.evaluation.significance import lead, mark, not_worse
 
 
 def literal_share_of_resamples(differences):
@@ -22,6 +22,18 @@ def test_not_worse_is_the_bootstrap_over_all_resamples(differences, level):
     leader = values + torch.tensor(differences)  # whole numbers: ties are exact
     if abs(share - level) > 0.02:  # 10,000 resamples estimate the share to about 0.005
         assert not_worse(values, leader, level=level) == (share >= level)
+
+
+@pytest.mark.parametrize("differences", [[1, 2, 3, 1], [5, -4, 3, 2], [-2, -1, 3, 4, 2]])
+def test_a_lead_is_the_mean_between_quantiles_of_all_resamples(differences):
+    samples = sorted(sum(sample) / len(sample) for sample in itertools.product(differences, repeat=len(differences)))
+    values = torch.randint(9, (len(differences),), generator=torch.Generator().manual_seed(0)).double()
+    nan = torch.tensor([float("nan"), 1.0]).double()
+    mean, low, high = lead(torch.cat([values, nan]), torch.cat([values + torch.tensor(differences), nan.flip(0)]), 0.2)
+    assert mean == pytest.approx(sum(differences) / len(differences))
+    steps = [samples[round((share + shift) * len(samples))] for share in (0.2, 0.8) for shift in (-0.02, 0.02)]
+    assert steps[0] <= low <= steps[1]
+    assert steps[2] <= high <= steps[3]
 
 
 def test_marks_follow_the_pairs_and_not_the_spread():
