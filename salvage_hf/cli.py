@@ -20,6 +20,7 @@ _EXTRAS = {
     "captum": "baselines",
     "scipy": "baselines",
     "shapiq": "baselines",
+    "gradio": "app",
 }
 
 
@@ -37,6 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
             for message in failed:
                 print(f"skipped {message}", file=sys.stderr)
             return 1 if failed else 0
+        if options.command == "app":
+            from .app.run import AppArguments, run_app
+
+            run_app(AppArguments(**{item.name: getattr(options, item.name) for item in fields(AppArguments)}))
+            return 0
         if options.command == "doctor":
             from .evaluation.doctor import DoctorArguments, doctor_table, exit_status, run_doctor
 
@@ -65,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         parents=[HfArgumentParser(ExplainArguments, add_help=False)],  # type: ignore[arg-type]
     )
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+
+    from .app.run import AppArguments
+
+    commands.add_parser(
+        "app",
+        help="open a page on which one drops pictures, looks at their maps and hides patches",
+        parents=[HfArgumentParser(AppArguments, add_help=False)],  # type: ignore[arg-type]
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
 
     from .evaluation.doctor import DoctorArguments
 

@@ -30,7 +30,7 @@ FLOORS = (
     {"evaluate_modules"},
     {"explanation"},
     {"explainer", "explained_page"},
-    {"explain", "demo"},
+    {"app", "explain", "demo"},
     {"cli", "__init__"},
 )
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
