@@ -34,6 +34,8 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
         ("salvage", "explain a.png --model m --top 0", "top must be at least 1, got 0"),
         ("salvage", "explain a.png --model m", "'a.png' does not exist"),
         ("salvage", "explain a.png --model m --output=", "output must not be empty"),
+        ("salvage", "app", "model is needed: a Salvage explainer or an image classifier"),
+        ("salvage", "app --model nowhere", "'nowhere'"),
         ("salvage", "demo --output_dir=", "must not be empty"),
         ("salvage", "demo --seed -1", "seed must be at least 0, got -1"),
         ("salvage", "demo --seed 9999999999", "seed must be at most 4294967295"),
@@ -135,10 +137,10 @@ def test_errors_of_the_program_itself_keep_their_traceback():
 
 
 def test_without_the_extra_a_line_names_it(tmp_path):
-    """What needs matplotlib says so at its start; `salvage demo` does not train for minutes before."""
+    """What needs matplotlib or gradio says so at its start; `salvage demo` does not train for minutes before."""
     program = f"""
 import runpy, sys
-sys.modules["matplotlib"] = None
+sys.modules["matplotlib"] = sys.modules["gradio"] = None
 from salvage_hf import cli
 def call(function, *arguments, **options):
     try:
@@ -147,13 +149,17 @@ def call(function, *arguments, **options):
         print(end.code)
 call(cli.main, ["explain", "a.png", "--model", "m"])
 call(cli.main, ["demo"])
+call(cli.main, ["app", "--model", "m"])
 sys.argv = ["report.py", "--benchmarks", "nowhere"]
 call(runpy.run_path, {str(SCRIPTS / "report.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2", "2", "2"]
+    assert done.stdout.split() == ["2", "2", "2", "2"]
     line = "matplotlib is missing; pip install 'salvage-hf[plots]' installs it"
     assert done.stderr.splitlines() == [
-        f"{program}: {line}" for program in ("salvage explain", "salvage demo", "report.py")
+        f"salvage explain: {line}",
+        f"salvage demo: {line}",
+        "salvage app: gradio is missing; pip install 'salvage-hf[app]' installs it",
+        f"report.py: {line}",
     ]
     assert list(tmp_path.iterdir()) == []

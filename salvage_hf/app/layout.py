@@ -63,10 +63,10 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     self._add_choices()
-                with gr.Column(scale=5, min_width=300, visible=False) as self.work, gr.Row():
-                    with gr.Column(min_width=260):
+                with gr.Column(scale=6, min_width=300, visible=False) as self.work, gr.Row():
+                    with gr.Column(min_width=300):
                         self._add_maps()
-                    with gr.Column(min_width=260):
+                    with gr.Column(min_width=300):
                         self._add_patches()
             self._connect()
 
@@ -78,30 +78,40 @@ class Page:
         with gr.Column(visible=False) as self.choices:
             self.target = gr.Dropdown(label="Class", choices=[], interactive=True)
             self.table = gr.HTML()
-            self.budget = gr.Slider(
-                0, _MOST_FORWARDS, 0, step=_FORWARDS_STEP, visible=self.has_v, label="Budget: forwards for each map",
-                info="0: the map as the method gives it. More improve it, and take longer.",
-            )  # fmt: skip
-            self.method = gr.Dropdown(
-                label="Another method beside it", choices=words.method_choices(self.models.methods), value="",
-                visible=bool(self.models.methods), interactive=True,
-            )  # fmt: skip
-            self.save = gr.Button("Make files: pictures, figure, map as npz")
-            self.files = gr.Files(label="Files", visible=False)
 
     def _add_maps(self) -> None:
-        self.map = self._picture("Map: click a patch to hide or show it", "map")
+        gr.Markdown("### Map: red speaks for the class, blue against it")
+        self.map = self._picture("Map", "map")
         self.key = gr.HTML()
         self.evidence = gr.Radio(
-            [("for and against", "all"), ("for, φ+", "positive"), ("against, φ-", "negative")], value=EVIDENCE[0],
-            label="Evidence", visible=self.has_u,
-        )  # fmt: skip
+            [("for and against", "all"), ("for, φ+", "positive"), ("against, φ-", "negative")],
+            value=EVIDENCE[0],
+            label="Evidence",
+            visible=self.has_u,
+        )
         self.opacity = gr.Slider(0, 100, 85, step=5, label="Opacity of the map in percent")
-        self.other = self._picture("The other method", "other", visible=False)
+        self.budget = gr.Slider(
+            0,
+            _MOST_FORWARDS,
+            0,
+            step=_FORWARDS_STEP,
+            visible=self.has_v,
+            label="Budget: forwards of the classifier for each map",
+            info="0: the map as the method gives it. More improve it, and take longer.",
+        )
+        self.method = gr.Dropdown(
+            label="Another method beside it",
+            choices=words.method_choices(self.models.methods),
+            value="",
+            visible=bool(self.models.methods),
+            interactive=True,
+        )
+        self.other = self._picture("The other method's map", "other", visible=False)
         self.other_key = gr.HTML(visible=False)
 
     def _add_patches(self) -> None:
-        self.seen = self._picture("Visible patches: click to hide or show", "seen")
+        gr.Markdown("### Visible patches: click to hide or show")
+        self.seen = self._picture("Visible patches", "seen")
         self.answers = gr.HTML()
         with gr.Row():
             self.buttons = {
@@ -110,19 +120,29 @@ class Page:
             }
         self.share = gr.Slider(0, 100, 100, step=1, label="Visible patches in percent, along the map's order")
         self.order = gr.Radio(
-            [("highest first (insertion)", True), ("lowest first (deletion)", False)], value=True,
+            [("highest first (insertion)", True), ("lowest first (deletion)", False)],
+            value=True,
             label="Which are shown first",
-        )  # fmt: skip
-        with gr.Row(equal_height=True):
+        )
+        with gr.Row():
             self.row = gr.Number(1, label="Row", minimum=1, step=1, precision=0, min_width=70)
             self.column = gr.Number(1, label="Column", minimum=1, step=1, precision=0, min_width=70)
-            self.toggle = gr.Button("Hide or show", min_width=110)
+        self.toggle = gr.Button("Hide or show the framed patch", size="sm")
+        self.save = gr.Button("Make files: pictures, figure, map as npz", size="sm")
+        self.files = gr.Files(label="Files", visible=False)
 
     def _picture(self, label: str, name: str, **options: Any) -> gr.Image:
         # JPEG, because to write another format takes longer than the models do.
         return gr.Image(
-            label=label, elem_id=name, format="jpeg", interactive=False, buttons=["fullscreen"], **options
-        )  # fmt: skip
+            label=label,
+            show_label=False,
+            elem_id=name,
+            elem_classes="picture",
+            format="jpeg",
+            interactive=False,
+            buttons=["fullscreen"],
+            **options,
+        )
 
     # Events
 

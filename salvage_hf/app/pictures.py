@@ -64,16 +64,17 @@ def _inner_distance(region: np.ndarray) -> np.ndarray:
 def files_of(session: Session, evidence: str, opacity: float) -> dict[str, bytes]:
     """What a visitor takes home, as name -> bytes: the pictures as shown, the figure, and the maps as numbers."""
     values, limit = evidence_of(session, evidence)
+    name = session.name
     found = {
-        "map.png": _png(map_picture(session.main, values, limit, opacity)),
-        "visible.png": _png(visible_picture(session)),
-        "figure.png": session.main.content("png"),
-        "map.npz": session.main.content("npz"),
+        f"map_{name}.png": _png(map_picture(session.main, values, limit, opacity)),
+        f"visible_{name}.png": _png(visible_picture(session)),
+        f"figure_{name}.png": session.main.content("png"),
+        f"map_{name}.npz": session.main.content("npz"),
     }
     if session.beside is not None:
-        found[f"{session.method}_figure.png"] = session.beside.content("png")
-        found[f"{session.method}.npz"] = session.beside.content("npz")
-    return {f"{session.name}_{name}": content for name, content in found.items()}
+        found[f"{session.method}_figure_{name}.png"] = session.beside.content("png")
+        found[f"{session.method}_map_{name}.npz"] = session.beside.content("npz")
+    return found
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -15,21 +15,23 @@ _NAMED = 5
 
 #: Style sheet of the page; the colours are those of Gradio's theme, light or dark.
 CSS = """
-.salvage table {width: 100%; border-collapse: collapse; font-size: .95rem}
-.salvage th, .salvage td {padding: .3rem .5rem; text-align: left; border: 0; border-bottom: 1px solid
-  var(--border-color-primary); color: var(--body-text-color); overflow-wrap: anywhere}
-.salvage td.number, .salvage th.number {text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
-.salvage tr.chosen th {font-weight: 700}
+.salvage table {width: 100%; border-collapse: collapse; border: 0 !important; font-size: .95rem; margin: 0}
+.salvage th, .salvage td {padding: .3rem .4rem; text-align: left; border: 0 !important; font-weight: 400;
+  border-bottom: 1px solid var(--border-color-primary) !important; color: var(--body-text-color); vertical-align: top}
+.salvage td.number, .salvage th.number {text-align: right; font-variant-numeric: tabular-nums}
+.salvage td.number {white-space: nowrap}
+.salvage tr.chosen * {font-weight: 700}
 .salvage .bar {display: block; height: .4rem; background: var(--border-color-primary); min-width: 4rem}
-.salvage .bar span {display: block; height: 100%; background: #2166ac}
-.salvage .bar.u span {background: #b2182b}
+.salvage .bar span {display: block; height: 100%; background: var(--body-text-color)}
 .salvage .warning {background: #ffd23f; color: #000; border: 1px solid #000; padding: .5rem .75rem; font-weight: 700;
-  margin: .25rem 0}
+  margin: .25rem 0; overflow-wrap: anywhere}
 .salvage .key {height: .8rem; border: 1px solid var(--border-color-primary)}
 .salvage .ends {display: flex; justify-content: space-between; font-size: .85rem}
-.salvage small {color: var(--body-text-color-subdued)}
-.gradio-container button:focus-visible, .gradio-container input:focus-visible {outline: 3px solid #2166ac;
-  outline-offset: 2px}
+.salvage small {display: block; color: var(--body-text-color); font-size: .78rem}
+.salvage table, .salvage thead, .salvage tbody, .salvage tr {border: 0 !important}
+.picture .image-frame {width: 100%}
+.picture img {width: 100% !important; height: auto !important; max-height: 80vh; object-fit: contain !important;
+  cursor: crosshair}
 """
 
 
@@ -50,8 +52,7 @@ def probabilities(session: Session) -> str:
     for index in rows:
         chosen = ' class="chosen" aria-current="true"' if index == session.target else ""
         cells = "".join(
-            f'<td class="number">{_percent(values[index])}{_bar(values[index], model)}</td>'
-            for model, values in said.items()
+            f'<td class="number">{_percent(values[index])}{_bar(values[index])}</td>' for model, values in said.items()
         )
         body += f'<tr{chosen}><th scope="row">{escape(session.whole.label_names[index])}</th>{cells}</tr>'
     return f'<div class="salvage"><table><tr><th scope="col">Whole picture</th>{head}</tr>{body}</table></div>'
@@ -61,24 +62,20 @@ def answers(session: Session, given: Answers) -> str:
     """v(S) and u(S) of the chosen class, beside those of the whole picture, and the most probable class."""
     names, target = session.whole.label_names, session.target
     rows = ""
-    for model, title, values in (
-        ("classifier", "v(S), the classifier", given.classifier),
-        ("explainer", "u(S), the explainer's estimate", given.explainer),
-    ):
+    for model, symbol, values in (("classifier", "v", given.classifier), ("explainer", "u", given.explainer)):
         if values is None:
             continue
         best, whole = int(values.argmax()), session.whole.probabilities[model][target]
         rows += (
-            f'<tr><th scope="row">{title}</th><td class="number">{_percent(values[target])}'
-            f'{_bar(values[target], model)}</td><td class="number">{_percent(whole)}</td>'
-            f"<td>{escape(names[best])} {_percent(values[best])}</td></tr>"
+            f'<tr><th scope="row">{symbol}(S), {model}<small>most probable: {escape(names[best])} '
+            f'{_percent(values[best])}</small></th><td class="number">{_percent(values[target])}{_bar(values[target])}'
+            f'</td><td class="number">{_percent(whole)}</td></tr>'
         )
-    shown, number = session.num_visible, len(session.visible)
     return (
         '<div class="salvage" role="status"><table><tr>'
-        f'<th scope="col">{shown} of {number} patches visible</th><th scope="col" class="number">'
-        f'{escape(names[target])}</th><th scope="col" class="number">all patches</th>'
-        f'<th scope="col">most probable now</th></tr>{rows}</table></div>'
+        f'<th scope="col">{session.num_visible} of {len(session.visible)} patches visible</th><th scope="col" '
+        f'class="number">{escape(names[target])}</th><th scope="col" class="number">with all</th></tr>'
+        f"{rows}</table></div>"
     )
 
 
@@ -111,7 +108,6 @@ def _percent(share: torch.Tensor) -> str:
     return f"{100 * float(share):.1f}%"
 
 
-def _bar(share: torch.Tensor, model: str) -> str:
+def _bar(share: torch.Tensor) -> str:
     """A bar beside a number, which says the same and is not read aloud."""
-    kind = "bar u" if model == "explainer" else "bar"
-    return f'<span class="{kind}" aria-hidden="true"><span style="width: {100 * float(share):.1f}%"></span></span>'
+    return f'<span class="bar" aria-hidden="true"><span style="width: {100 * float(share):.1f}%"></span></span>'
