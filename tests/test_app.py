@@ -2,23 +2,28 @@
 
 import io
 import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from browser import assert_fits, chromium
 from PIL import Image
 from test_explainer import PROCESSOR, pictures, pixels
 
 from salvage_hf import Explainer, attribution_methods
+from salvage_hf.app import run, words
 from salvage_hf.app import session as events
-from salvage_hf.app import words
 from salvage_hf.app.pictures import files_of, map_picture, visible_picture
 from salvage_hf.app.session import Models
 from salvage_hf.data.geometry import Geometry
 from salvage_hf.evaluation.plots import overlay
 from salvage_hf.refinement import refine
+
+SPACE = Path(__file__).resolve().parents[1] / "space"
 
 
 @pytest.fixture
@@ -236,6 +241,15 @@ def test_one_label_has_two_classes(models, file):
     assert answers.explainer.sum() == pytest.approx(1)
 
 
+def test_the_page_warns_where_the_models_disagree(models, file):
+    whole = models().start(file).whole
+    shares = torch.eye(3)
+    same = replace(whole, classifier_probabilities=shares[1], explainer_probabilities=shares[1])
+    other = replace(same, explainer_probabilities=shares[2])
+    assert words.warnings(same.warnings) == ""
+    assert "the classifier predicts LABEL_1, the explainer LABEL_2" in words.warnings(other.warnings)
+
+
 def test_a_broken_file_is_refused_by_its_name(models, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"^image 'broken.png' cannot be read: it is damaged"):
@@ -325,6 +339,8 @@ def test_the_page_in_a_browser(models, file, tmp_path):
             page.wait_for_selector("text=15 of 16 patches visible")
             assert [page.get_by_label(name).input_value() for name in ("Row", "Column")] == ["3", "4"]
             first = re.findall(r"[\d.]+%", status.inner_text())
+            page.get_by_role("button", name="Make files").click()
+            page.wait_for_selector("text=map_a")
             page.get_by_role("button", name="None").press("Enter")  # by the keyboard
             page.wait_for_selector("text=0 of 16 patches visible")
             assert re.findall(r"[\d.]+%", status.inner_text()) != first
@@ -334,3 +350,14 @@ def test_the_page_in_a_browser(models, file, tmp_path):
             assert_fits(page)
         finally:
             app.close()
+
+
+def test_the_space_starts_the_same_app(monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    given = []
+    monkeypatch.setattr(run, "run_app", given.append)
+    monkeypatch.setenv("SALVAGE_MODEL", "org/salvage-pet")
+    runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert given == [run.AppArguments("org/salvage-pet")]
+    settings = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
+    assert settings["sdk_version"].split(".")[0] == gradio.__version__.split(".")[0]

@@ -15,7 +15,8 @@ from . import words
 from .pictures import files_of, map_picture, visible_picture
 from .session import EVIDENCE, Models, Session
 
-#: What asks a model runs one after another, because attribution methods change the classifier while they look into it.
+#: What asks a model or changes a session runs one after another: attribution methods change the classifier while they
+#: look into it, and of two events at once a session would keep one.
 _ASKS: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
 _LOOKS: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -57,6 +58,7 @@ class Page:
 
     def __init__(self, models: Models):
         self.models, self.has_v, self.has_u = models, models.explainer.v is not None, models.explainer.classifies
+        self.folder = tempfile.TemporaryDirectory(prefix="salvage-app-")
         with gr.Blocks(title="Salvage", analytics_enabled=False, delete_cache=(3600, 3600)) as self.app:
             self.session = gr.State(None, time_to_live=6 * 3600)
             gr.Markdown(_TITLE)
@@ -170,19 +172,19 @@ class Page:
         self.order.input(_in_words(self._slide), along, seen, show_progress="hidden", **_ASKS)
         place = [self.session, self.row, self.column]
         for number in (self.row, self.column):
-            number.input(self._move, place, [self.session, self.seen], trigger_mode="always_last", **_LOOKS)
+            number.input(self._move, place, [self.session, self.seen], **_SLIDES, **_ASKS)
         self.toggle.click(_in_words(self._toggle), place, moved, show_progress="hidden", **_ASKS)
         self.save.click(_in_words(self._files), [self.session, *view], self.files, **_ASKS)
 
     def _start(self, file: str | None, method: str, budget: int, opacity: float, evidence: str) -> list[Any]:
         hidden = [gr.update(visible=False)] * 2
-        rest: list[Any] = [gr.skip()] * 14
+        rest: list[Any] = [gr.skip()] * 13
         if file is None:
-            return [None, "", *hidden, *rest[:-1]]
+            return [None, "", *hidden, *rest]
         try:
             session = self.models.start(file, method, budget)
         except ValueError as error:
-            return [None, words.warnings([f"{str(error)[0].upper()}{str(error)[1:]}."]), *hidden, *rest[:-1]]
+            return [None, words.warnings([f"{str(error)[0].upper()}{str(error)[1:]}."]), *hidden, *rest]
         target = gr.update(choices=words.class_choices(session.whole), value=session.target)
         shown = [gr.update(visible=True)] * 2
         maps, moved = self._maps(session, opacity, evidence), self._moved(session)
@@ -243,7 +245,8 @@ class Page:
         return [session, visible_picture(session)]
 
     def _files(self, session: Session, opacity: float, evidence: str) -> Any:
-        folder = Path(tempfile.mkdtemp())  # Gradio copies what is in it, and deletes its copies after an hour
+        # Gradio copies what is in it, and deletes its copies after an hour; the folders go when the program ends.
+        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
         for name, content in files_of(session, evidence, opacity / 100).items():
             (folder / name).write_bytes(content)
         return gr.update(value=[str(file) for file in sorted(folder.iterdir())], visible=True)
