@@ -16,7 +16,7 @@ from .commands import command_of
 from .recipes import RECIPE, read_recipe
 
 #: Modules that an extra installs -> the extra.
-_EXTRAS = {"captum": "baselines", "scipy": "baselines", "shapiq": "baselines"}
+_EXTRAS = {"captum": "baselines", "scipy": "baselines", "shapiq": "baselines", "gradio": "app"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -169,6 +169,16 @@ def report(words: list[str]) -> None:
     from .evaluation.report import ReportArguments, write_report
 
     print(write_report(*_parse("report", words, ReportArguments)))
+
+
+def app(words: list[str]) -> None:
+    """Opens a page on which one drops pictures, looks at their maps and hides patches.
+
+    salvage app --model NAME [--classifier NAME]
+    """
+    from .app.run import AppArguments, run_app
+
+    run_app(*_parse("app", words, AppArguments))
 
 
 def push(words: list[str]) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "exact-values": "compare maps with exact Shapley values, on images of at most 16 patches",
     "ablation": "train and score the arms of the paper's ablations",
     "report": "make tables, figures and a page from finished benchmarks and ablations",
+    "app": "open a page to drop pictures on, look at their maps and hide patches",
     "push": "upload an explainer or classifier that was trained earlier, with its card",
     "card": "write the card of an explainer from its recipe and its benchmarks",
     "push-metrics": "upload the metrics' Spaces",

@@ -191,6 +191,11 @@ class Explainer:
         """The names of the L targets."""
         return target_names(label_names(self._pair.asked.config))
 
+    @property
+    def classifies(self) -> bool:
+        """Whether there is an explainer that predicts what it explains, and so has u(S)."""
+        return self.model is not None and OBJECTIVES[self.model.config.objective].paired_values
+
     def _choose_method(self, method: str | None, budget: int, allow_other: bool) -> None:
         """Sets the method and how many forwards it, or the refinement of its maps, may take."""
         if method is None:
@@ -219,33 +224,39 @@ class Explainer:
 
     # Explaining
 
-    def explain(self, batch: Sequence[Prepared], targets: list[int] | None = None, top: int = 3) -> list[Explanation]:
+    def explain(
+        self, batch: Sequence[Prepared], targets: list[int] | None = None, top: int = 3, output: Any = None
+    ) -> list[Explanation]:
         """Explains prepared images as one batch, in parts where their sizes differ.
 
         Args:
             batch: the images.
             targets: the explained classes, as `targets` returns them.
             top: as in `__call__`.
+            output: what `model` has returned for these images, which then have one size; computed when None.
         """
         places: dict[torch.Size, list[int]] = {}
         for place, image in enumerate(batch):
             places.setdefault(image.pixel_values.shape, []).append(place)
         found: dict[int, Explanation] = {}
         for alike in places.values():
-            explained = self._explained([batch[place] for place in alike], targets, top)
+            explained = self._explained([batch[place] for place in alike], targets, top, output)
             found |= dict(zip(alike, explained, strict=True))
         return [found[place] for place in range(len(batch))]
 
     @torch.no_grad()
-    def _explained(self, images: Sequence[Prepared], targets: list[int] | None, top: int) -> Iterator[Explanation]:
+    def _explained(
+        self, images: Sequence[Prepared], targets: list[int] | None, top: int, output: Any
+    ) -> Iterator[Explanation]:
         """Explains images of one size."""
         device = self._pair.asked.device
         pixel_values = torch.cat([image.pixel_values for image in images]).to(device)
-        output = None if self.model is None else self.model(pixel_values.to(self.model.dtype))
-        classifier = None if self.v is None else _shares("classifier", self.v.whole_logits(pixel_values))
+        if output is None and self.model is not None:
+            output = self.model(pixel_values.to(self.model.dtype))
+        classifier = None if self.v is None else class_shares("classifier", self.v.whole_logits(pixel_values))
         explainer = None
-        if output is not None and OBJECTIVES[self.model.config.objective].paired_values:
-            explainer = _shares("explainer", output.logits)
+        if self.classifies:
+            explainer = class_shares("explainer", output.logits)
         said = classifier if classifier is not None else explainer
         assert said is not None  # an explainer that does not classify comes with its classifier
         chosen = [targets or self._most_probable(shares, top) for shares in said]
@@ -315,7 +326,7 @@ def _default_method(v: MaskedClassifier | None) -> str:
     return DEFAULT_METHODS[-1]
 
 
-def _shares(model: str, logits: torch.Tensor) -> torch.Tensor:
+def class_shares(model: str, logits: torch.Tensor) -> torch.Tensor:
     """The probabilities [B, L] of all targets from logits [B, K]; raises ValueError where they are not finite."""
     if not logits.isfinite().all():
         raise ValueError(f"the {model} answers with values that are NaN or infinite")

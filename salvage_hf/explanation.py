@@ -132,11 +132,15 @@ class Explanation:
         """The probability of a class, by each model that answered."""
         return ", ".join(f"{model} {100 * values[index]:.1f}%" for model, values in self.probabilities.items())
 
+    def drawn(self) -> tuple[Image.Image, Geometry]:
+        """The picture as maps are drawn over it, and its geometry; a tiny one is enlarged, so that maps are smooth."""
+        factor = max(1, DRAWN_PIXELS // (2 * max(self.image.size)))
+        picture = self.image.resize((factor * self.image.width, factor * self.image.height), Image.Resampling.NEAREST)
+        return picture, self.geometry.scaled(picture.width / self.image_size[0], picture.height / self.image_size[1])
+
     def overlays(self) -> list[Image.Image]:
         """Each map over the picture, all in one scale of colours."""
-        factor = max(1, DRAWN_PIXELS // (2 * max(self.image.size)))  # a map is smooth also on a tiny picture
-        picture = self.image.resize((factor * self.image.width, factor * self.image.height), Image.Resampling.NEAREST)
-        geometry = self.geometry.scaled(picture.width / self.image_size[0], picture.height / self.image_size[1])
+        picture, geometry = self.drawn()
         maps = self.attributions.T.unflatten(1, self.grid_size).numpy()
         return [overlay(picture, values, geometry, self.limit) for values in maps]
 

@@ -36,6 +36,8 @@ def ends(program, *words, monkeypatch, capsys) -> tuple[int, str]:
         ("salvage", "explain a.png --model m --top 0", "top must be at least 1, got 0"),
         ("salvage", "explain a.png --model m", "'a.png' does not exist"),
         ("salvage", "explain a.png --model m --output=", "output must not be empty"),
+        ("salvage", "app", "model is needed: a Salvage explainer or an image classifier"),
+        ("salvage", "app --model nowhere", "'nowhere'"),
         ("salvage", "demo --output_dir=", "must not be empty"),
         ("salvage", "demo --seed -1", "seed must be at least 0, got -1"),
         ("salvage", "demo --seed 9999999999", "seed must be at most 4294967295"),
@@ -181,3 +183,13 @@ def test_the_package_is_the_program_too(monkeypatch, capsys):
         runpy.run_module("salvage_hf", run_name="__main__")
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("usage: salvage train ")
+
+
+def test_without_the_extra_a_line_names_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "salvage_hf.app.layout", raising=False)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["app", "--model", "m"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "salvage app: gradio is missing; pip install 'salvage-hf[app]' installs it\n"

@@ -31,7 +31,7 @@ FLOORS = (
     {"evaluate_modules"},
     {"explanation"},
     {"explainer", "explained_page"},
-    {"explain", "demo", "push", "commands"},
+    {"app", "explain", "demo", "push", "commands"},
     {"cli", "__init__"},
     {"__main__"},
 )
