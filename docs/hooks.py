@@ -1,7 +1,11 @@
-"""What MkDocs does beside its plugins: formulas become MathML, which browsers draw without a script, and the notebook a page."""
+"""What MkDocs does beside its plugins.
+
+Formulas become MathML, which browsers draw without a script, and the notebook becomes a page.
+"""
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -9,16 +13,18 @@ from latex2mathml.converter import convert
 NOTEBOOK, PLACE = Path(__file__).with_name("notebook.ipynb"), "<!-- the cells of notebook.ipynb -->"
 
 
+#: How arithmatex marks a formula -> how MathML displays it.
+MARKS = {
+    re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL): "block",
+    re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL): "inline",
+}
+
+
 def on_page_content(html, **_):
     """The formulas that arithmatex has marked, as MathML."""
-    html = re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda found: _formula(found[1], "block"), html, flags=re.S)
-    return re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda found: _formula(found[1], "inline"), html, flags=re.S)
-
-
-def _formula(text, display):
-    for escaped, plain in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-        text = text.replace(escaped, plain)
-    return convert(text.strip(), display=display)
+    for mark, display in MARKS.items():
+        html = mark.sub(lambda found, display=display: convert(unescape(found[1]).strip(), display=display), html)
+    return html
 
 
 def on_page_markdown(markdown, **_):
