@@ -43,7 +43,9 @@ clean:
 
 .venv/ready: constraints.txt
 .venv-lowest/ready: constraints-lowest.txt
+.venv/ready: EXTRAS = dev,docs
+.venv-lowest/ready: EXTRAS = dev
 .venv/ready .venv-lowest/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[dev]"
+	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
 	touch $@

@@ -1,6 +1,7 @@
 """What MkDocs does beside its plugins.
 
-Formulas become MathML, which browsers draw without a script, and the notebook becomes a page.
+Formulas become MathML, which browsers draw without a script, the notebook becomes a page, and pictures of the model
+cards, to which pages lead by their addresses on GitHub, become files of the site.
 """
 
 import json
@@ -9,8 +10,18 @@ from html import unescape
 from pathlib import Path
 
 from latex2mathml.converter import convert
+from mkdocs.structure.files import File
 
+PICTURE = re.compile(r"https://raw\.githubusercontent\.com/org/salvage-hf/main/(model_cards/\S+?)(?=\))")
 NOTEBOOK, PLACE = Path(__file__).with_name("notebook.ipynb"), "<!-- the cells of notebook.ipynb -->"
+
+
+def on_files(files, config):
+    """Adds the pictures of the model cards that pages show."""
+    found = {path for page in files.documentation_pages() for path in PICTURE.findall(page.content_string)}
+    for path in sorted(found):
+        files.append(File.generated(config, path, abs_src_path=str(NOTEBOOK.parents[1] / path)))
+    return files
 
 
 #: How arithmatex marks a formula -> how MathML displays it.
@@ -28,7 +39,8 @@ def on_page_content(html, **_):
 
 
 def on_page_markdown(markdown, **_):
-    """The notebook's cells with what they gave, in place of the comment that asks for them."""
+    """Pictures of the site in place of addresses, and the notebook's cells in place of the comment for them."""
+    markdown = PICTURE.sub(r"\1", markdown)
     if PLACE not in markdown:
         return markdown
     cells = json.loads(NOTEBOOK.read_text())["cells"]

@@ -116,6 +116,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for name in PAGES:
         built = tmp_path / "site" / ("" if name == "index.md" else Path(name).stem) / "index.html"
         assert "arithmatex" not in built.read_text()  # formulas are MathML, which needs no script
+    assert (tmp_path / "site" / "model_cards" / "imagenette" / "gas_pump.png").is_file()
     assert "<math" in (tmp_path / "site" / "mathematics" / "index.html").read_text()
     assert "data:image/png" in (tmp_path / "site" / "notebook" / "index.html").read_text()
 

@@ -153,7 +153,8 @@ def pins(file):
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
 def test_the_tested_versions_are_pinned(file):
     pinned = pins(file)
-    for name, requirement in requirements(PROJECT["dependencies"], *EXTRAS.values()).items():
+    extras = [names for extra, names in EXTRAS.items() if extra != "docs" or file == "constraints.txt"]
+    for name, requirement in requirements(PROJECT["dependencies"], *extras).items():
         (pin,) = pinned[name].specifier
         assert pin.operator == "=="
         assert pin.version in requirement.specifier, name
