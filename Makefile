@@ -6,7 +6,7 @@ LOWEST_TESTS = tests/attribution_methods tests/data tests/evaluate_modules tests
 # In two processes, each of which keeps a file's tests together, because they share what is slow to make.
 IN_TWO = --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-lowest check package audit clean
+.PHONY: demo test test-lowest check docs package audit clean
 
 demo: .venv/ready  ## make the environment, then the whole method on a small data set
 	$(BIN)/salvage demo
@@ -22,6 +22,9 @@ check: .venv/ready  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/ready  ## the site, in site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 package: .venv/ready  ## wheel and source distribution in dist/, tried out in a new environment without the checkout
 	rm -rf build dist salvage_hf.egg-info .venv-package
 	$(BIN)/python -m build --no-isolation
@@ -36,11 +39,13 @@ audit: .venv/ready  ## known vulnerabilities of the versions in constraints.txt,
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 clean:
-	rm -rf .venv .venv-lowest .venv-package build dist demo_output
+	rm -rf .venv .venv-lowest .venv-package build dist site demo_output
 
 .venv/ready: constraints.txt
 .venv-lowest/ready: constraints-lowest.txt
+.venv/ready: EXTRAS = dev,docs
+.venv-lowest/ready: EXTRAS = dev
 .venv/ready .venv-lowest/ready: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[dev]"
+	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
 	touch $@

@@ -158,7 +158,7 @@ class SalvageModel(SalvagePreTrainedModel):
     other ones: then `backbone_pixels` makes them from these. So patch i is the same part of the picture for the
     classifier, for v(S) and for the explainer, however the processor crops, and there is one image processor.
 
-    Example:
+    Examples:
         >>> model = AutoModel.from_pretrained("org/salvage-pet")
         >>> out = model(pixel_values)
         >>> out.attributions[:, :, label]

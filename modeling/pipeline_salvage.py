@@ -88,7 +88,7 @@ class ImageAttributionPipeline(Pipeline):
         classes: in place of these, the classes to list, as names or as numbers.
         timeout: how many seconds a URL may take.
 
-    Example:
+    Examples:
         >>> explain = pipeline("image-attribution", model="org/salvage-pet", trust_remote_code=True)
         >>> explain("cat.jpg", top_k=2)[0]["overlay"].save("map.png")
     """

@@ -92,7 +92,7 @@ class Explainer:
         TypeError, ValueError: where models cannot be loaded, are no image classifiers or do not fit each other, where
             a method or a budget does not suit them, or the device is not there.
 
-    Example:
+    Examples:
         >>> explanation = Explainer("org/dinov2-pet")("cat.png")
         >>> explanation.attributions  # [patches, classes]
         >>> explanation.save("cat_explained.png")

@@ -26,7 +26,7 @@ class KeyedGenerator:
     Raises:
         ValueError: where a number or a key is no whole number, or a number is too large.
 
-    Example:
+    Examples:
         >>> generator = KeyedGenerator("my method", 0, keys=torch.tensor([7, 8]))
         >>> generator.uniform(3).shape
         torch.Size([2, 3])

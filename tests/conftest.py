@@ -66,7 +66,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-table", action="store_true", help="write the table of docs/support.md anew")
+    parser.addoption("--write-table", action="store_true", help="write the tables of the pages in docs/ anew")
 
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": 16}

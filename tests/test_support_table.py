@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from documented import check_written
 from method_options import CHEAP
 from transformers import Siglip2Config, Siglip2ForImageClassification
 
@@ -135,15 +136,8 @@ def refused_altogether(tiny_classifier):
 
 
 def test_the_table_is_that_of_the_page(page, request):
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    written, _, after = rest.partition(END)
-    if request.config.getoption("--write-table"):
-        PAGE.write_text(before + BEGIN + page + END + after)
-    else:
-        assert written == page, (
-            "run `python -m pytest tests/test_support_table.py --write-table`, and look at the change"
-        )
+    write = request.config.getoption("--write-table")
+    check_written(PAGE, page, BEGIN, END, write, "tests/test_support_table.py")
 
 
 def test_timm_models_are_explained(images):

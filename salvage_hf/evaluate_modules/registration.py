@@ -54,7 +54,7 @@ def load_metric(name: str, **options: Any) -> Any:
     Raises:
         ValueError: where there is no metric of that name.
 
-    Example:
+    Examples:
         >>> srg = load_metric("srg")
         >>> srg.compute(predictions=maps, references=classes, pixel_values=pixel_values, model="org/dinov2-pet")
     """

@@ -55,7 +55,7 @@ class MaskedClassifier(nn.Module):
         ValueError: where the classifier has no head, has multiple labels per image or none (regression), or does not
             suit the arguments.
 
-    Example:
+    Examples:
         >>> v = MaskedClassifier.from_pretrained("org/dinov2-pet")
         >>> subsets = torch.rand(len(pixel_values), 8, v.num_patches) < 0.5
         >>> v.probabilities(pixel_values, subsets)  # [images, 8, classes]
