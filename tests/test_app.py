@@ -12,15 +12,14 @@ import torch
 import yaml
 from browser import assert_fits, chromium
 from PIL import Image
-from salvage_hf.data.geometry import Geometry
-from test_explainer import PROCESSOR, pictures, pixels
+from test_one_line import PROCESSOR, pictures, pixels
 
 from salvage_hf import Explainer, attribution_methods
 from salvage_hf.app import run, words
 from salvage_hf.app import session as events
 from salvage_hf.app.pictures import files_of, map_picture, visible_picture
 from salvage_hf.app.session import Models
-from salvage_hf.evaluation.plots import overlay
+from salvage_hf.modeling import Geometry, overlay
 from salvage_hf.refinement import refine
 
 SPACE = Path(__file__).resolve().parents[1] / "space"

@@ -55,7 +55,7 @@ def test_a_second_and_fast_demo_in_the_same_folder_starts_afresh(run, monkeypatc
     }.items():
         monkeypatch.setattr(demo, name, value)
     page = demo.run_demo(str(folder), seed=1, fast=True)
-    assert "Demo, fast: " in page.read_text()
+    assert "This was the fast demo, with too little training" in page.read_text()
     results = json.loads((folder / "benchmark" / "results.json").read_text())
     assert len(results["ids"]) == 4 * 2
     assert results["settings"]["seed"] == 1

@@ -172,8 +172,8 @@ def test_the_card_of_the_measured_explainer(tmp_path):
         values = torch.tensor(results[name], dtype=torch.float64)
         assert found[name] == pytest.approx(values.mean().item(), abs=1e-12)
         assert found[f"{name}_stderr"] == pytest.approx((values.std() / len(values) ** 0.5).item(), abs=1e-12)
-    assert "| SRG | 0.489 ± 0.016 | 200 |" in card.text
-    assert "| --max_train_steps | 1200 |" in card.text
+    assert f"| SRG | {found['srg']:.3f} ± {found['srg_stderr']:.3f} | 200 |" in card.text
+    assert "| --max_train_steps | 2400 |" in card.text
 
 
 @pytest.mark.parametrize("name", ["pet", "mura", "wbc"])
@@ -201,7 +201,7 @@ def test_a_classifier(tiny_classifier, save_processor, tmp_path):
     card = ModelCard.load(tmp_path / "made" / "README.md")
     assert card.data.base_model == "facebook/dinov2-small"
     assert {r.metric_type: r.metric_value for r in card.data.eval_results}["accuracy"] == 0.75
-    assert "scored, by `scripts/benchmark.py`" in card.text
+    assert "scored, by `salvage benchmark`" in card.text
     assert "\n\n\n" not in card.text
 
 

@@ -238,6 +238,6 @@ def test_two_ablations_do_not_write_to_one_folder(arguments, monkeypatch, tmp_pa
     first = Forked(hold)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with pytest.raises(ValueError, match=rf"is being written by process {first.process.pid} on .*ablation\.py\)"):
+    with pytest.raises(ValueError, match=rf"is being written by process {first.process.pid} on .*salvage ablation\)"):
         run_ablation(*arguments(seeds=[0]))
     first.kill()

@@ -15,6 +15,7 @@ from PIL import Image
 from salvage_hf import MaskedClassifier
 from salvage_hf.evaluation import partial_images
 from salvage_hf.evaluation.partial_images import DescribedClassifierTask, draw_curve, partial_image_curve
+from salvage_hf.hub.cards import licence_of
 from salvage_hf.training.classifier import ClassifierArguments, train_classifier
 
 
@@ -270,6 +271,7 @@ def test_licence_and_base_model_are_those_of_the_start(arguments, tmp_path):
     recipe = tmp_path / "start" / "recipe.yaml"
     recipe.write_text("model_name_or_path: facebook/dinov2-small\n")
     (tmp_path / "start" / "README.md").unlink()
+    licence_of.cache_clear()  # another process would read it anew
     AcceleratorState._reset_state(reset_partial_state=True)
     train(dataclasses.replace(args, output_dir=str(tmp_path / "again")))
     card = ModelCard.load(tmp_path / "again" / "README.md")

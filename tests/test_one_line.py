@@ -329,7 +329,8 @@ def test_what_is_drawn_has_the_place_of_what_the_model_sees(tiny_classifier, mon
     """A large picture is drawn smaller, and the map's place in it with it."""
     drawn = []
     monkeypatch.setattr(
-        plots, "overlay", lambda picture, values, geometry, _: drawn.append((picture, geometry)) or picture
+        "salvage_hf.explanation.overlay",
+        lambda picture, values, geometry, _: drawn.append((picture, geometry)) or picture,
     )
     size = 3 * DRAWN_PIXELS, DRAWN_PIXELS
     Explainer(tiny_classifier(), processor=PROCESSOR)(Image.new("RGB", size)).overlays()
