@@ -22,7 +22,7 @@ from salvage_hf.app.session import Models
 from salvage_hf.modeling import Geometry, overlay
 from salvage_hf.refinement import refine
 
-SPACE = Path(__file__).resolve().parents[1] / "space"
+SPACE = Path(__file__).resolve().parents[1] / "scripts" / "space"
 
 
 @pytest.fixture
