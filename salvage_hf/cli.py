@@ -205,6 +205,18 @@ def card(words: list[str]) -> None:
     print(write_recipe_card(*_parse("card", words, RecipeCardArguments)))
 
 
+def push_app(words: list[str]) -> None:
+    """Uploads the app as a Space, which shows a model of the Hub.
+
+    salvage push-app org/NAME --model org/MODEL [--classifier org/CLASSIFIER]
+    """
+    from .push import PushAppArguments
+    from .push import push_app as upload
+
+    arguments, repo = _parse_with("push-app", words, PushAppArguments, "repo", "REPO", "the Space, org/name")
+    print(upload(repo, arguments))
+
+
 def push_metrics(words: list[str]) -> None:
     """Uploads the metrics' Spaces.
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "app": "open a page to drop pictures on, look at their maps and hide patches",
     "push": "upload an explainer or classifier that was trained earlier, with its card",
     "card": "write the card of an explainer from its recipe and its benchmarks",
+    "push-app": "upload the app as a Space, which shows a model of the Hub",
     "push-metrics": "upload the metrics' Spaces",
     "install-metrics": "make evaluate.load find the metrics without importing salvage_hf",
 }

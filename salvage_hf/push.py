@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 from transformers import AutoModelForImageClassification
 
+from .app.space import write_space
 from .arguments import NOT_IN_RECIPE, PRIVATE, arg, check_arguments
 from .evaluate_modules.registration import metric_scripts
 from .evaluation.arguments import BenchmarkArguments
@@ -32,7 +33,7 @@ from .hub.cards import (
 )
 from .hub.publishing import push_model, push_space
 from .modeling import SalvageConfig, SalvageModel
-from .pretrained import load_config, load_model, load_processor
+from .pretrained import hub_name, load_config, load_model, load_processor
 from .recipes import RECIPE, read_recipe
 from .training.classifier import ClassifierArguments
 from .training.explainer import ExplainerArguments
@@ -84,6 +85,22 @@ class RecipeCardArguments(CardArguments):
 
 
 @dataclass
+class PushAppArguments:
+    """Arguments of `salvage push-app`, beside the repository."""
+
+    model: str = arg("", "The Salvage explainer or image classifier on the Hub that the app shows.")
+    classifier: str | None = arg(None, "The classifier of the explainer on the Hub, where it does not state it.")
+    private: bool = arg(False, "Make the Space a private one, where there is none yet.")
+    hub_token: Annotated[str | None, PRIVATE, NOT_IN_RECIPE] = arg(None, "The token for the upload.")
+
+    def __post_init__(self):
+        check_arguments(self)
+        for name, value in (("model", self.model), ("classifier", self.classifier)):
+            if value is not None and (not value or not hub_name(value)):
+                raise ValueError(f"{name} must be a name on the Hub, where the Space loads it, got {value!r}")
+
+
+@dataclass
 class PushMetricsArguments:
     """Arguments of `salvage push-metrics`, beside the organisation."""
 
@@ -114,6 +131,21 @@ def push(folder: str, args: PushArguments) -> str:
         stage(Path(folder), args, Path(made))
         push_model(Path(made), args.repo, args.hub_token, private=args.private)
     return args.repo
+
+
+def push_app(repo: str, args: PushAppArguments) -> str:
+    """Uploads the app as a Space, and returns its repository.
+
+    Raises:
+        ValueError: where `repo` is not org/name.
+        OSError: where the Hub refuses.
+    """
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"repo must be org/name, got {repo!r}")
+    with tempfile.TemporaryDirectory() as made:
+        write_space(Path(made), args.model, args.classifier)
+        push_space(Path(made), repo, args.hub_token, args.private)
+    return repo
 
 
 def push_metrics(organisation: str, args: PushMetricsArguments) -> list[str]:

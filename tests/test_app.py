@@ -4,7 +4,6 @@ import io
 import re
 import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +18,9 @@ from salvage_hf.app import run, words
 from salvage_hf.app import session as events
 from salvage_hf.app.pictures import files_of, map_picture, visible_picture
 from salvage_hf.app.session import Models
+from salvage_hf.app.space import write_space
 from salvage_hf.modeling import Geometry, overlay
 from salvage_hf.refinement import refine
-
-SPACE = Path(__file__).resolve().parents[1] / "scripts" / "space"
 
 
 @pytest.fixture
@@ -351,12 +349,16 @@ def test_the_page_in_a_browser(models, file, tmp_path):
             app.close()
 
 
-def test_the_space_starts_the_same_app(monkeypatch):
+@pytest.mark.parametrize("classifier", [None, "org/dinov2-pet"])
+def test_the_space_starts_the_same_app(monkeypatch, tmp_path, classifier):
     gradio = pytest.importorskip("gradio")
     given = []
     monkeypatch.setattr(run, "run_app", given.append)
-    monkeypatch.setenv("SALVAGE_MODEL", "org/salvage-pet")
-    runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
-    assert given == [run.AppArguments("org/salvage-pet")]
-    settings = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
+    write_space(tmp_path, "org/salvage-pet", classifier)
+    runpy.run_path(str(tmp_path / "app.py"))
+    assert given == [run.AppArguments("org/salvage-pet", classifier)]
+    _, settings, text = (tmp_path / "README.md").read_text().split("---", 2)
+    settings = yaml.safe_load(settings)
     assert settings["sdk_version"].split(".")[0] == gradio.__version__.split(".")[0]
+    assert settings["models"] == ["org/salvage-pet"]
+    assert ("org/dinov2-pet" in text) == bool(classifier)

@@ -13,7 +13,7 @@ from salvage_hf.cli import main
 from salvage_hf.evaluate_modules.registration import metric_scripts
 from salvage_hf.files import fingerprint
 from salvage_hf.modeling import SalvageForImageClassification
-from salvage_hf.push import PushArguments, RecipeCardArguments, stage
+from salvage_hf.push import PushAppArguments, PushArguments, RecipeCardArguments, stage
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 CODE = {f"{name}_salvage.py" for name in ("configuration", "geometry", "modeling", "pipeline")}
@@ -235,12 +235,23 @@ def test_the_metrics_become_spaces(tmp_path):
     assert {(one["sdk"], one["private"], one["type"]) for one in made} == {("gradio", True, "space")}
 
 
+def test_the_app_becomes_a_space(tmp_path):
+    code = 'from salvage_hf.cli import main\nassert main(["push-app", "org/see", "--model", "org/salvage-pet"]) == 0'
+    run_on(tmp_path, code)
+    space = tmp_path / "hub" / "spaces" / "org" / "see"
+    files = {path.name for path in space.rglob("*") if path.is_file()} - {".gitattributes"}
+    assert files == {"README.md", "app.py", "requirements.txt"}
+    assert "model='org/salvage-pet', classifier=None" in (space / "app.py").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
         (PushArguments, {"repo": "salvage-pet"}, "repo must be org/name, got 'salvage-pet'"),
         (PushArguments, {}, "repo must be org/name, got ''"),
         (PushArguments, {"repo": "org/x", "report": ""}, "report must not be empty"),
+        (PushAppArguments, {}, "model must be a name on the Hub"),
+        (PushAppArguments, {"model": "./x"}, "where the Space loads it, got './x'"),
         (RecipeCardArguments, {"repo": "org/x"}, "recipe is needed"),
         (RecipeCardArguments, {"repo": "org/x", "recipe": "a.yaml"}, "output_dir is needed"),
     ],
