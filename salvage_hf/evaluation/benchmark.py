@@ -23,7 +23,7 @@ from ..vision_families import image_logits
 from .arguments import BenchmarkArguments
 from .loading import load_classifier, load_labelled_images, load_methods
 from .reading import earlier_results
-from .results import method_entry
+from .results import measured_on, method_entry
 from .scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,9 @@ class _BenchmarkRun:
         scorer = Scorer(self.accelerator, self.v, images, self.names, self.args)
         for name, method in self.methods.items():
             rows = scorer.score(name, method, key=digest(json.dumps([self.measured, self.made_with[name]])))
-            self.results["methods"][name] = method_entry(rows, self.made_with[name])
+            # A method that was finished before keeps what it was measured on.
+            measured = self.results["methods"].get(name, {}).get("measured_on", measured_on(self.accelerator.device))
+            self.results["methods"][name] = method_entry(rows, self.made_with[name], measured)
             self._write()
 
     def _write(self) -> None:

@@ -44,6 +44,7 @@ class _Method(TypedDict):
     forwards: float
     seconds: float
     made_with: dict[str, Any]
+    measured_on: NotRequired[dict[str, str]]
 
 
 class _Classification(TypedDict):

@@ -200,7 +200,7 @@ def _cost_section(methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
     terms = {
         "forwards": "The floating-point operations of explaining an image, backward passes included, in forwards of "
         "the classifier on the whole image (counted on the first image).",
-        "seconds": "Time on the machine used, in batches.",
+        "seconds": "Time on the device that stands under 'Settings and commands', in batches.",
     }
     table = cost_table(methods_of, _titles(methods_of))
     return Section("cost", "Cost of an explanation", text, table, terms=terms)

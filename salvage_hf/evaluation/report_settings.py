@@ -37,8 +37,16 @@ def benchmark_origin(dataset: str, benchmark: Benchmark) -> Origin:
         "classes": len(results["label_names"]),
         "patches, rows x columns": " x ".join(map(str, results["grid_size"])),
         **results["settings"],
+        **_measured_on(results["methods"]),
     }
     return _origin(dataset, benchmark.recipe, measured, _methods(results["methods"]))
+
+
+def _measured_on(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Device, torch and transformers -> the names or versions of all methods; several where a run was continued."""
+    of_methods = [entry.get("measured_on", {}) for entry in methods.values()]
+    names = dict.fromkeys(name for values in of_methods for name in values)
+    return {name: sorted({values[name] for values in of_methods if name in values}) for name in names}
 
 
 def ablation_origin(dataset: str, ablation: Mapping[str, Any], recipe: WrittenRecipe | None) -> Origin:

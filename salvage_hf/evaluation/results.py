@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from ..attribution_methods import REGISTRY
 from .scores import SCORES
@@ -73,16 +74,25 @@ def maps_file(folder: Path, method: str) -> Path:
     return folder / "maps" / f"{method}.safetensors"
 
 
-def method_entry(rows: Mapping[str, torch.Tensor], made_with: Mapping[str, Any]) -> dict[str, Any]:
+def measured_on(device: torch.device) -> dict[str, str]:
+    """On what a method is measured: its seconds are of this device, its scores of these versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def method_entry(
+    rows: Mapping[str, torch.Tensor], made_with: Mapping[str, Any], measured: Mapping[str, str]
+) -> dict[str, Any]:
     """A method's entry in results.json.
 
     Args:
         rows: the rows of `scoring`, one per image.
         made_with: what the maps depend on besides the settings: the weights of an explainer, or a number of subsets.
+        measured: what `measured_on` returns.
 
     Returns:
         The scores per image, None where undefined or not computed, without scores that were computed for no image; the
-        mean "curves" over sizes 1..N; the cost in "forwards" and in "seconds" per image; "made_with".
+        mean "curves" over sizes 1..N; the cost in "forwards" and in "seconds" per image; "made_with"; "measured_on".
     """
     computed = [score for score in SCORES.values() if score.name in rows]
     columns = [score.name for score in computed] + [f"{score.name}_stderr" for score in computed if score.has_stderr]
@@ -96,6 +106,7 @@ def method_entry(rows: Mapping[str, torch.Tensor], made_with: Mapping[str, Any])
         "forwards": rows["forwards"][0].item(),
         "seconds": rows["seconds"].mean().item(),
         "made_with": dict(made_with),
+        "measured_on": dict(measured),
     }
 
 

@@ -1,11 +1,14 @@
 """Which methods are best: a paired bootstrap over images, and the marks for tables."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
 
 #: On fewer images nothing is marked as best.
 MIN_MARKED = 10
+#: Resamples at once, which bounds the memory of the bootstrap.
+SPLIT = 1000
 
 
 def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str, str]:
@@ -86,12 +89,21 @@ def comparable(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> di
 
 def _resampled_means(differences: torch.Tensor, resamples: int) -> torch.Tensor:
     """Means of as many samples with replacement, under a fixed seed; zeros where no difference is defined."""
-    differences = differences[~differences.isnan()]
+    differences = differences[~differences.isnan()].double()
     if not len(differences):
         return torch.zeros(resamples, dtype=torch.float64)
+    counts = _resample_counts(len(differences), resamples)
+    sums = torch.cat([part.double() @ differences for part in counts.split(SPLIT)])
+    return sums / len(differences)
+
+
+@functools.lru_cache(maxsize=2)
+def _resample_counts(images: int, resamples: int) -> torch.Tensor:
+    """How often each image stands in each resample, [resamples, images]; drawn once for all pairs of methods."""
     generator = torch.Generator().manual_seed(0)
-    parts = []
-    for part in torch.arange(resamples).split(1000):
-        chosen = torch.randint(len(differences), (len(part), len(differences)), generator=generator)
-        parts.append(differences[chosen].mean(dim=1))
-    return torch.cat(parts)
+    counts = []
+    for part in torch.arange(resamples).split(SPLIT):
+        chosen = torch.randint(images, (len(part), images), generator=generator)
+        ones = torch.ones_like(chosen, dtype=torch.int16)  # two bytes each: the result is kept
+        counts.append(torch.zeros_like(ones).scatter_add_(1, chosen, ones))
+    return torch.cat(counts)

@@ -421,7 +421,7 @@ def test_the_real_pair_is_not_bad_and_its_parts_are_good(shared, imagenette_clas
             explainer=str(shared / "models" / "salvage-small-imagenette"),
             classifier=imagenette_classifier,
             validation_dir=str(shared / "data" / "imagenette" / "val"),
-            max_eval_samples=16,
+            max_eval_samples=8,
             output_dir=str(tmp_path),
         )
     )

@@ -85,7 +85,10 @@ def test_the_classifier_is_named_without_the_folders_of_this_machine(summary):
 
 
 def test_the_origin_of_a_benchmark(make_benchmark):
-    folder, _ = make_benchmark()
+    folder, results = make_benchmark()
+    for version, entry in zip(["2.9", "2.8", "2.9"], results["methods"].values(), strict=False):  # the others have none
+        entry["measured_on"] = {"device": "cpu", "torch": version}
+    Path(folder, "results.json").write_text(json.dumps(results))
     assert benchmark_origin("Pets", read_benchmark(Path(folder))).command == ""
     recipe = (
         "# accelerate launch x\n# more\nmodel_name_or_path: org/cats\nexplainers: [salvage=/home/a=b/last]\nseed: 0\n"
@@ -95,7 +98,9 @@ def test_the_origin_of_a_benchmark(make_benchmark):
     assert origin.command == "accelerate launch x"
     shown = {"model_name_or_path": "org/cats", "explainers": "salvage=…/last", "seed": "0"}
     assert origin.lists["Arguments (recipe.yaml)"] == shown
-    assert origin.lists["Measured with"]["relative"] == '{"n_masks": 4, "images": 5}'
+    measured = origin.lists["Measured with"]
+    assert measured["relative"] == '{"n_masks": 4, "images": 5}'
+    assert (measured["device"], measured["torch"]) == ("cpu", "2.8, 2.9")
     assert [row[0].text for row in origin.methods.rows] == ["Salvage", "ViT-Shapley", "RISE", "Attn. last", "Random"]
     Path(folder, "recipe.yaml").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"recipe\.yaml"):

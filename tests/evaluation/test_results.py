@@ -1,9 +1,10 @@
 """What the files of a benchmark hold."""
 
 import torch
+import transformers
 
 from salvage_hf.attribution_methods import REGISTRY
-from salvage_hf.evaluation.results import method_entry, method_titles
+from salvage_hf.evaluation.results import measured_on, method_entry, method_titles
 
 
 def test_an_entry_leaves_out_what_was_not_asked_for():
@@ -18,7 +19,7 @@ def test_an_entry_leaves_out_what_was_not_asked_for():
         "forwards": torch.tensor([3.0, 3.0]),
         "seconds": torch.tensor([1.0, 2.0]),
     }
-    assert method_entry(rows, {"budget": 8}) == {
+    assert method_entry(rows, {"budget": 8}, measured_on(torch.device("cpu"))) == {
         "srg": [0.25, None],
         "lif": [0.5, None],
         "mif": [0.25, None],
@@ -26,6 +27,7 @@ def test_an_entry_leaves_out_what_was_not_asked_for():
         "forwards": 3.0,
         "seconds": 1.5,
         "made_with": {"budget": 8},
+        "measured_on": {"device": "cpu", "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
