@@ -133,8 +133,8 @@ class Explanation:
         return ", ".join(f"{model} {100 * values[index]:.1f}%" for model, values in self.probabilities.items())
 
     def drawn(self) -> tuple[Image.Image, Geometry]:
-        """The picture as maps are drawn over it, and its geometry; a tiny one is enlarged, so that maps are smooth."""
-        factor = max(1, DRAWN_PIXELS // (2 * max(self.image.size)))
+        """The picture as maps are drawn over it, and its geometry; a small one is enlarged, so that maps are smooth."""
+        factor = max(1, DRAWN_PIXELS // max(self.image.size))
         picture = self.image.resize((factor * self.image.width, factor * self.image.height), Image.Resampling.NEAREST)
         return picture, self.geometry.scaled(picture.width / self.image_size[0], picture.height / self.image_size[1])
 

@@ -336,6 +336,18 @@ def test_the_page_in_a_browser(models, file, tmp_path):
             page.wait_for_selector("text=15 of 16 patches visible")
             assert [page.get_by_label(name).input_value() for name in ("Row", "Column")] == ["3", "4"]
             first = re.findall(r"[\d.]+%", status.inner_text())
+            for width in (390, 1280):  # a click means the patch under it, however large the picture is drawn
+                page.set_viewport_size({"width": width, "height": 844})
+                box = page.locator("#seen img").bounding_box()
+                for number, (row, column) in enumerate([(1, 1), (1, 4), (4, 1), (4, 4)]):
+                    place = {"x": box["width"] * (10 + 4 * column) / 40, "y": box["height"] * 4 * row / 20}
+                    page.locator("#seen img").click(position=place)
+                    visible = 14 - number if width == 390 else 12 + number
+                    page.wait_for_selector(f"text={visible} of 16 patches visible")
+                    assert [page.get_by_label(name).input_value() for name in ("Row", "Column")] == [
+                        str(row),
+                        str(column),
+                    ]
             page.get_by_role("button", name="Make files").click()
             page.wait_for_selector("text=map_a")
             page.get_by_role("button", name="None").press("Enter")  # by the keyboard

@@ -30,7 +30,7 @@ CSS = """
 .salvage small {display: block; color: var(--body-text-color); font-size: .78rem}
 .salvage table, .salvage thead, .salvage tbody, .salvage tr {border: 0 !important}
 .picture .image-frame {width: 100%}
-.picture img {width: 100% !important; height: auto !important; max-height: 80vh; object-fit: contain !important;
+.picture img {width: auto !important; max-width: 100%; height: auto !important; max-height: 80vh; margin: auto;
   cursor: crosshair}
 """
 

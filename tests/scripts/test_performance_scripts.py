@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from browser import chromium
 from PIL import Image
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -43,8 +44,7 @@ def run_script(tmp_path, tiny_classifier, save_processor, monkeypatch):
     GradientState._reset_state()
 
     def run(name, *words, result="results.json"):
-        common = ["--model_name_or_path", str(tmp_path / "classifier"), "--output_dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", [name, *common, *words])
+        monkeypatch.setattr(sys, "argv", [name, "--output_dir", str(tmp_path / "out"), *run.classifier, *words])
         if run.globals:
             main = runpy.run_path(str(SCRIPTS / name))["main"]
             main.__globals__.update(run.globals)
@@ -54,6 +54,7 @@ def run_script(tmp_path, tiny_classifier, save_processor, monkeypatch):
         return json.loads((tmp_path / "out" / result).read_text())
 
     run.globals = {}  # takes the place of a script's own
+    run.classifier = ["--model_name_or_path", str(tmp_path / "classifier")]
     run.explainer = ["--explainer", str(tmp_path / "explainer")]
     run.images = ["--validation_dir", str(tmp_path / "images")]
     run.training_images = ["--train_dir", str(tmp_path / "images"), *run.images]
@@ -67,6 +68,18 @@ def test_sampling(run_script):
     assert all(0 < value < math.inf for value in variance.values())
     with pytest.raises(ValueError, match=r"num_subsets must be even, .* got 3"):
         run_script("benchmark_sampling.py", *run_script.explainer, *run_script.images, "--num_subsets", "3")
+
+
+def test_app(run_script, tmp_path, monkeypatch):
+    with chromium():
+        pass  # skips where there is none
+    pytest.importorskip("gradio")
+    classifier, picture = str(tmp_path / "classifier"), str(tmp_path / "images" / "LABEL_0" / "0.png")
+    words = ["--model", str(tmp_path / "explainer"), "--classifier", classifier, "--picture", picture]
+    run_script.classifier = []
+    times = run_script("benchmark_app.py", *words, "--rounds", "1")
+    assert all(time > 0 for (time,) in times.values())
+    assert {file.name for file in (tmp_path / "out").glob("*.png")} == {"wide.png", "narrow.png"}
 
 
 def test_total_variance(monkeypatch):
