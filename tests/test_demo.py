@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from browser import assert_fits, chromium, open_file
 from forked import Forked
 from PIL import Image
 from transformers import AutoModel
@@ -37,6 +38,12 @@ def test_the_page_needs_no_other_file_and_holds_every_part(run):
     assert set(results["methods"]) == {"salvage", "last_attention", "random"}
     assert len(results["ids"]) == 4 * 3
     assert all(value is not None for scores in results["methods"].values() for value in scores["rra"])
+
+
+def test_the_page_fits_into_windows(run):
+    with chromium() as browser:
+        for width in (390, 1280):
+            assert_fits(open_file(browser, run[1], width))
 
 
 def test_the_explainer_of_the_demo_loads(run):

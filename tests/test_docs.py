@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import assert_fits, chromium
 from documented import ROOT, blocks_of, run_documents
 
 from salvage_hf.commands import COMMANDS
@@ -106,19 +107,41 @@ def test_troubleshooting_quotes_the_library():
     assert [line for line in quoted if line not in known] == []
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, built with warnings as errors."""
     for module in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             pytest.skip(f"{module} is missing: pip install 'salvage-hf[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def built(site, name):
+    """The page of the site that a file of docs/ became."""
+    return site / ("" if name == "index.md" else Path(name).stem) / "index.html"
+
+
+def test_the_site_has_its_formulas_and_pictures(site):
     for name in PAGES:
-        built = tmp_path / "site" / ("" if name == "index.md" else Path(name).stem) / "index.html"
-        assert "arithmatex" not in built.read_text()  # formulas are MathML, which needs no script
-    assert (tmp_path / "site" / "model_cards" / "imagenette" / "gas_pump.png").is_file()
-    assert "<math" in (tmp_path / "site" / "mathematics" / "index.html").read_text()
-    assert "data:image/png" in (tmp_path / "site" / "notebook" / "index.html").read_text()
+        assert "arithmatex" not in built(site, name).read_text()  # formulas are MathML, which needs no script
+    assert (site / "model_cards" / "imagenette" / "gas_pump.png").is_file()
+    assert "<math" in built(site, "mathematics.md").read_text()
+    assert "data:image/png" in built(site, "notebook.md").read_text()
+
+
+def test_no_page_scrolls_sideways(site):
+    with chromium() as browser:
+        page = browser.new_page(java_script_enabled=False)  # the theme's takes most of the time
+        for name in PAGES:
+            page.goto(built(site, name).as_uri())
+            assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)"), name
+            for width in (390, 1280):
+                page.set_viewport_size({"width": width, "height": 844})
+                assert_fits(page)
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from browser import assert_fits, chromium, open_file
 from data.memory import peak_memory
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
@@ -489,6 +490,14 @@ def test_the_page_holds_all_pictures_and_what_the_models_say(model_folder, class
     assert len(pictures) >= 6
     for data in pictures:
         Image.open(BytesIO(base64.b64decode(data))).load()
+
+
+def test_the_page_fits_into_windows(model_folder, picture_folder, tmp_path):
+    with chromium() as browser:
+        words = ["explain", str(picture_folder), "--model", str(model_folder), "--output", str(tmp_path / "out")]
+        main([*words, "--report", str(tmp_path / "page.html")])
+        for width in (390, 1280):
+            assert_fits(open_file(browser, tmp_path / "page.html", width))
 
 
 @pytest.mark.parametrize(
