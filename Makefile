@@ -3,8 +3,9 @@ BIN = .venv/bin
 # Reading images, models, methods, scores, metrics and a run of training: what touches the interfaces of the libraries.
 LOWEST_TESTS = tests/attribution_methods tests/data tests/evaluate_modules tests/hub tests/masking tests/metrics \
 	tests/training/test_checkpoints.py tests/training/test_cached_runs.py
-# In two processes, each of which keeps a file's tests together, because they share what is slow to make.
-IN_TWO = --numprocesses 2 --dist loadfile
+# In two processes, each of which keeps a file's tests together, because they share what is slow to make. The files come in
+# their own order: by their number of tests, as pytest-xdist sorts them, some of the slowest would come last.
+IN_TWO = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-lowest check docs package audit clean
 

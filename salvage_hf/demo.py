@@ -73,7 +73,7 @@ def _about(part: int) -> list[Point]:
     steps = CLASSIFIER_STEPS // part, EXPLAINER_STEPS // part
     train, looked_at = TRAIN_PICTURES * len(CLASSES), EVAL_PICTURES // part * len(CLASSES)
     drawn = (
-        f"`salvage demo` drew {train:,} pictures of {IMAGE_SIZE} x {IMAGE_SIZE} pixels to train with, and {looked_at} "
+        f"“salvage demo” drew {train:,} pictures of {IMAGE_SIZE} x {IMAGE_SIZE} pixels to train with, and {looked_at} "
         f"others to look at. In each, one shape has a pattern, and the pattern is the class: {', '.join(CLASSES)}. Two "
         f"plain shapes and the ground say nothing. It trained a small classifier ({steps[0]} steps), then "
         f"Salvage ({steps[1]} steps), which learns to say in one forward how much each patch of a picture "

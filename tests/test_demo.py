@@ -30,7 +30,7 @@ def test_the_page_needs_no_other_file_and_holds_every_part(run):
     folder, page = run
     text = page.read_text()
     assert text.count("data:image/webp;base64,") in (8, 10)  # light and dark; 10 if anything is misclassified
-    assert "<strong>What this is.</strong> `salvage demo` drew 96 pictures of 64 x 64 pixels" in text
+    assert "<strong>What this is.</strong> “salvage demo” drew 96 pictures of 64 x 64 pixels" in text
     assert "://" not in text
     for word in ("Salvage", "Attn. last", "Random", "SRG", "R-SRG", "RRA", "RMA", "Classifying by explaining", "±"):
         assert word in text

@@ -23,6 +23,9 @@ DPI = 110
 #: Width and height of a panel of curves, bars or a matrix in inches.
 _PANEL = 3.4, 3.0
 
+#: The least width in inches of a figure with a bar of colours, so that what stands under its ends has room.
+_SCALE_WIDTH = 5.0
+
 #: Paper and ink of figures on a dark page; the page's own colours, in report.html.
 _DARK_PAPER, _DARK_INK = "#1b1f26", "#dfe3ea"
 
@@ -56,7 +59,7 @@ def picture_grid(
 
 def _add_scale(figure: Figure, axes: np.ndarray, meanings: tuple[str, str, str]) -> None:
     """A bar under the figure with the colours that `overlay` gives to -1, 0 and 1 on a grey picture."""
-    figure.set_figheight(figure.get_figheight() + 0.55)
+    figure.set_size_inches(max(figure.get_figwidth(), _SCALE_WIDTH), figure.get_figheight() + 0.55)
     colors = matplotlib.colors.ListedColormap(coloured(np.linspace(-1, 1, 200), 0.5))
     bar = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-1, 1), colors)
     length = min(1.0, 5 / figure.get_figwidth())  # of the figure's width, at most 5 inches

@@ -1,5 +1,6 @@
 """Maps over images, figures, and the text in them."""
 
+import itertools
 import warnings
 from io import BytesIO
 
@@ -17,6 +18,7 @@ from salvage_hf.evaluation.plots import (
     matrices,
     picture_grid,
 )
+from salvage_hf.evaluation.report_figures import _CENTRED, _SIGNED
 from salvage_hf.modeling import Geometry, overlay
 
 
@@ -64,6 +66,18 @@ def test_legends_stay_inside_their_figure(count):
     assert drawn.x0 >= 0
     assert drawn.x1 <= figure.bbox.x1
     assert len(legend.get_texts()) == count
+
+
+@pytest.mark.parametrize("columns", [1, 2, 8])
+@pytest.mark.parametrize("meanings", [_CENTRED, _SIGNED])
+def test_meanings_of_the_colours_stand_beside_each_other(columns, meanings):
+    figure = picture_grid([[("", Image.new("RGB", (8, 8)))] * columns] * 3, 1.1, meanings)
+    figure.draw_without_rendering()
+    *_, bar = figure.axes
+    boxes = [label.get_window_extent() for label in bar.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert boxes[0].x0 >= 0
+    assert boxes[-1].x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
