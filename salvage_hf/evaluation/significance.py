@@ -37,22 +37,26 @@ def mark(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> dict[str
         if not shared.any():
             break
         leader = max(remaining, key=lambda name: remaining[name][shared].mean().item())
-        tied = [name for name in remaining if name == leader or not_worse(remaining[name], remaining[leader])]
+        reached = not_worse(torch.stack(list(remaining.values())), remaining[leader]).tolist()
+        tied = [name for name, reaches in zip(remaining, reached, strict=True) if name == leader or reaches]
         marks |= dict.fromkeys(tied, place)
         remaining = {name: values for name, values in remaining.items() if name not in tied}
     return marks
 
 
-def not_worse(values: torch.Tensor, leader: torch.Tensor, resamples: int = 10_000, level: float = 0.05) -> bool:
+def not_worse(values: torch.Tensor, leader: torch.Tensor, resamples: int = 10_000, level: float = 0.05) -> torch.Tensor:
     """Whether a paired bootstrap over images fails to show that the leader's mean is higher (one-sided).
 
     Args:
-        values, leader: [I], scores on the same images, higher is better; images without both are left out.
+        values: [..., I], scores, higher is better.
+        leader: [I], scores on the same images; images without both are left out.
         resamples: how many samples of I images are drawn with replacement, under a fixed seed.
         level: the significance level.
+
+    Returns:
+        bool [...].
     """
-    means = _resampled_means(leader - values, resamples)
-    return int((means <= 0).sum()) >= level * resamples
+    return (_resampled_means(leader - values, resamples) <= 0).sum(dim=-1) >= level * resamples
 
 
 def lead(values: torch.Tensor, leader: torch.Tensor, level: float = 0.05) -> tuple[float, float, float]:
@@ -88,13 +92,25 @@ def comparable(scores: Mapping[str, torch.Tensor], higher_is_better: bool) -> di
 
 
 def _resampled_means(differences: torch.Tensor, resamples: int) -> torch.Tensor:
-    """Means of as many samples with replacement, under a fixed seed; zeros where no difference is defined."""
-    differences = differences[~differences.isnan()].double()
-    if not len(differences):
-        return torch.zeros(resamples, dtype=torch.float64)
-    counts = _resample_counts(len(differences), resamples)
-    sums = torch.cat([part.double() @ differences for part in counts.split(SPLIT)])
-    return sums / len(differences)
+    """Means of samples with replacement, under a fixed seed; zeros where no difference is defined.
+
+    Args:
+        differences: [..., I], NaN where undefined.
+        resamples: how many samples are drawn.
+
+    Returns:
+        float64 [..., resamples].
+    """
+    rows = differences.double().reshape(-1, differences.shape[-1])
+    defined = ~rows.isnan()
+    means = rows.new_zeros(len(rows), resamples)
+    for images in defined.unique(dim=0):  # rows that are defined on the same images share their resamples
+        if images.any():
+            same = (defined == images).all(dim=1)
+            values = rows[same][:, images].T
+            sums = [part.double() @ values for part in _resample_counts(len(values), resamples).split(SPLIT)]
+            means[same] = torch.cat(sums).T / len(values)
+    return means.reshape(*differences.shape[:-1], resamples)
 
 
 @functools.lru_cache(maxsize=2)

@@ -24,6 +24,15 @@ def test_not_worse_is_the_bootstrap_over_all_resamples(differences, level):
         assert not_worse(values, leader, level=level) == (share >= level)
 
 
+def test_several_methods_at_once_are_each_as_alone():
+    """Also where their scores are defined on different images."""
+    values = torch.rand(12, 30, generator=torch.Generator().manual_seed(0)).double()
+    values[2:5, 4] = values[5:7, 10:20] = values[8] = float("nan")
+    leader = values[0] + 0.05
+    assert not_worse(values, leader).tolist() == [bool(not_worse(row, leader)) for row in values]
+    assert 0 < not_worse(values, leader).sum() < 12
+
+
 @pytest.mark.parametrize("differences", [[1, 2, 3, 1], [5, -4, 3, 2], [-2, -1, 3, 4, 2]])
 def test_a_lead_is_the_mean_between_quantiles_of_all_resamples(differences):
     samples = sorted(sum(sample) / len(sample) for sample in itertools.product(differences, repeat=len(differences)))
