@@ -4,8 +4,9 @@ A command is the function of its name, and a line of COMMANDS in commands.py. Sc
 """
 
 import argparse
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -257,10 +258,37 @@ def _parse_with(
 ) -> tuple[Any, Any]:
     """The arguments of a command as a dataclass, and what is given without a name."""
     description = globals()[command.replace("-", "_")].__doc__
-    parser = HfArgumentParser(kind, prog=f"salvage {command}", description=description)
+    parser = _Parser(kind, prog=f"salvage {command}", description=description)
     parser.add_argument(name, metavar=metavar, help=about, **options)
+    _refuse_unknown(parser, words)
     arguments, others = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     return arguments, getattr(others, name)
+
+
+class _Parser(HfArgumentParser):
+    """A parser that guesses what a misspelt choice was meant to be."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _meant(str(value), map(str, action.choices or ()))
+            raise
+
+
+def _meant(word: str, choices: Iterable[str]) -> str:
+    """A question that names the choice which is spelt almost as a word; "" where none is."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str] | None) -> argparse.Namespace:
+    """What the parser makes of a command line; ends the program where it does not know one of its words."""
+    known, unknown = parser.parse_known_args(words)
+    if unknown:
+        names = [option for action in parser._actions for option in action.option_strings]
+        parser.error(f"unknown: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], names)}")
+    return known
 
 
 def _print_once(text: str) -> None:
@@ -301,7 +329,7 @@ def parse_arguments(
         words: the command line; that of the process where it is None.
         program: how the command line begins, for its help; the name of the script where it is None.
     """
-    parser = HfArgumentParser(kinds, description=description, prog=program)
+    parser = _Parser(kinds, description=description, prog=program)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -309,7 +337,7 @@ def parse_arguments(
         "paper's by its name, for example pet/explainer. The command line wins over it. Paths in it are relative to "
         "the working directory, as they are here.",
     )
-    config = parser.parse_known_args(words)[0].config
+    config = _refuse_unknown(parser, words).config
     if config is not None:
         try:
             parser.set_defaults(**read_recipe(config, kinds))
@@ -318,5 +346,5 @@ def parse_arguments(
     try:
         # No file is looked for beside the script: --config is the one way to give arguments in a file.
         return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(kinds)]
-    except ValueError as error:  # a rule of a dataclass is broken, or an argument is unknown
+    except ValueError as error:  # a rule of a dataclass is broken
         parser.error(str(error) if config is None else f"{error} (with the arguments in {config!r})")

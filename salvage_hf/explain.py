@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,9 +25,7 @@ logger = logging.getLogger(__name__)
 class ExplainArguments:
     """Arguments of `salvage explain`, beside the images."""
 
-    model: str = field(
-        metadata={"help": "A Salvage explainer or any image classifier: a folder, or a name on the Hub."}
-    )
+    model: str = arg("", "A Salvage explainer or any image classifier: a folder, or a name on the Hub.")
     classifier: str | None = arg(
         None, "The classifier that the explainer explains: a folder, or a name. The one that it states when not given."
     )
@@ -204,7 +202,7 @@ def _images(inputs: list[str]) -> list[Path]:
             else:
                 files[file] = None
     if left_out:
-        logger.warning("%d entries are left out: %s", len(left_out), listed(left_out))
+        logger.warning("%d left out: %s", len(left_out), listed(left_out))
     if not files:
         raise ValueError(f"no images in {listed(inputs)}")
     return list(files)

@@ -118,6 +118,8 @@ class Explainer:
         self.v, self.model, self.processor = self._pair.v, self._pair.model, self._pair.processor
         self.prepare(Image.new("RGB", (64, 64), "white"))  # a processor that fails does so now
         self._choose_method(method, budget, allow_other_classifier)
+        if self._pair.problem:
+            logger.warning("The classifier is not asked, and pictures say so: %s.", self._pair.problem)
 
     def __call__(
         self,
@@ -210,7 +212,9 @@ class Explainer:
         # One forward of an explainer gives the maps of all classes, where nothing else is needed.
         is_own = info.own_budget is None and info.objective and not OBJECTIVES[info.objective].normalised
         if self.v is None and (budget or not is_own):
-            raise ValueError(f"method={method!r} with budget={budget} asks the classifier: {self._pair.problem}")
+            raise ValueError(
+                f"method={method!r} with budget={budget} asks the classifier: {self._pair.problem}; give it as classifier"
+            )
         self.budget, self._refines = budget or info.own_budget or 0, bool(budget and info.own_budget is None)
         if self._refines:
             checked_budget(budget)

@@ -55,6 +55,8 @@ def load_model(auto_class: Any, name_or_path: str, *, new_head: bool = False, **
 def _load(what: str, auto_class: Any, name_or_path: str, **options: Any) -> Any:
     if not isinstance(name_or_path, (str, os.PathLike)) or not str(name_or_path):
         raise ValueError(f"name_or_path must be a name on the Hub or a folder, got {described(name_or_path)}")
+    if missing := _missing(what, str(name_or_path)):
+        raise ValueError(f"the {what} of {str(name_or_path)!r} cannot be loaded: {missing}")
     try:
         return auto_class.from_pretrained(name_or_path, **options)
     except Exception as error:  # transformers raises many types of error for files that are missing or damaged
@@ -62,6 +64,15 @@ def _load(what: str, auto_class: Any, name_or_path: str, **options: Any) -> Any:
         raise ValueError(
             f"the {what} of {str(name_or_path)!r} cannot be loaded: {type(error).__name__}: {reason[:200]}"
         ) from error
+
+
+def _missing(what: str, name: str) -> str:
+    """What is not there of a folder with a model; "" where all is, or the name may be one on the Hub."""
+    path = Path(name)
+    if path.is_dir():
+        has_model = what == "image processor" or (path / "config.json").is_file()
+        return "" if has_model else "the folder has no config.json, so it holds no model"
+    return "there is no such folder" if name.startswith((".", "/", "~")) or name.count("/") > 1 else ""
 
 
 def _is_of_backbone(model: Any, key: str) -> bool:

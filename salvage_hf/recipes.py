@@ -150,10 +150,12 @@ class WrittenRecipe:
     """What `write_recipe` has left in a folder.
 
     Args:
-        command: what runs the recipe again, the file's first line.
+        file: the file.
+        command: what runs the recipe again in its folder, the file's first line.
         arguments: name -> value of every argument.
     """
 
+    file: Path
     command: str
     arguments: dict[str, Any]
 
@@ -168,4 +170,5 @@ def written_recipe(folder: Path) -> WrittenRecipe | None:
     if not file.is_file():
         return None
     arguments = dict(_pairs(str(file)))
-    return WrittenRecipe(file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip(), arguments)
+    command = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+    return WrittenRecipe(file, command, arguments)

@@ -4,6 +4,7 @@ Public functions convert their arguments here. What they cannot take they theref
 one sentence that names the argument, what it must be and what was given.
 """
 
+import difflib
 import numbers
 import reprlib
 import textwrap
@@ -91,7 +92,9 @@ def two_sides(name: str, value: Any) -> tuple[int, int]:
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """A choice; raises ValueError where it is not one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}")
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}{hint}")
     return value
 
 

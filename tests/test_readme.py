@@ -16,7 +16,7 @@ def test_the_python_of_the_readme_runs(tiny_classifier, salvage_model, save_proc
     assert len(blocks) == 2
     checks = """
 assert explanation.attributions.shape == (16, len(explanation.labels))
-assert out.attributions.shape == (2, 16, 3)
+assert out.attributions.shape == (1, 16, 3)
 """
     models = {"dinov2-pet": tiny_classifier(), "salvage-pet": salvage_model()}
     run_documents({"README.md": "".join(blocks) + checks}, tmp_path, models, save_processor)

@@ -116,6 +116,8 @@ def test_single_numbers():
         two_sides("grid_size", (2, 0))
     with pytest.raises(ValueError, match="mode must be one of a, b, got 'c'"):
         one_of("mode", "c", ("a", "b"))
+    with pytest.raises(ValueError, match=r"must be one of gradcam, rise, got 'gradcm'; did you mean gradcam\?"):
+        one_of("method", "gradcm", ("gradcam", "rise"))
 
 
 def test_descriptions_are_short():

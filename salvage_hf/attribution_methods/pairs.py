@@ -1,6 +1,5 @@
 """A classifier, an explainer of it, or both, loaded from whatever a user names or has loaded."""
 
-import logging
 import math
 import os
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from ..pretrained import check_finite, load_config, load_model, load_processor
 from ..tensors import described, one_of, whole_number
 from ..vision_families import FAMILIES
 from .trained import load_explainer
-
-logger = logging.getLogger(__name__)
 
 #: Where tokens are no patches of one size: about how many patches a side of the image is divided into.
 _PATCHES_A_SIDE = 14
@@ -104,7 +101,6 @@ def _explainer_and_classifier(
             raise
         if not objective.paired_values:
             raise ValueError(f"an explainer of {objective.title} does not predict what it explains: {error}") from error
-        logger.warning("The classifier is not asked, and pictures say so: %s.", error)
         v, problem = None, str(error)
     try:
         processor = processor or _processor_of(config)

@@ -47,7 +47,7 @@ def find_images(folder: str) -> tuple[list[str], list[str] | None]:
         )
     if entries.left_out:
         number, reasons = len(entries.left_out), listed(sorted(entries.left_out))
-        logger.warning("%s: %d entries are left out: %s", shown, number, reasons)
+        logger.warning("%s: %d left out: %s", shown, number, reasons)
     images = [path for path in entries.files if not is_of_other_kind(path)]
     if others := entries.num_hidden + len(entries.files) - len(images):
         logger.info("%s: %d entries are hidden, or no images by their names", shown, others)

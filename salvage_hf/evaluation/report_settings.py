@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attribution_methods import REGISTRY
-from ..recipes import WrittenRecipe
+from ..recipes import RECIPE, WrittenRecipe
 from .reading import Benchmark
 from .tables import Cell, Table
 
@@ -18,7 +18,7 @@ class Origin:
 
     Args:
         title: its title on the page.
-        command: what runs it again, with the recipe in its folder; empty where the folder has none.
+        command: what runs it again, from the folder where it was started; empty where it left no recipe.
         lists: heading -> name -> value, as text.
         methods: the methods, what they need, and who published them; None for an ablation.
     """
@@ -65,7 +65,11 @@ def _origin(title: str, recipe: WrittenRecipe | None, measured: Mapping[str, Any
     texts = {
         heading: {name: shown(value) for name, value in values.items()} for heading, values in lists.items() if values
     }
-    return Origin(title, recipe.command if recipe else "", texts, methods)
+    command = ""
+    if recipe:
+        ends = recipe.command.endswith(RECIPE)
+        command = recipe.command.removesuffix(RECIPE) + shown(str(recipe.file)) if ends else recipe.command
+    return Origin(title, command, texts, methods)
 
 
 def shown(value: Any) -> str:

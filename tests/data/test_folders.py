@@ -87,7 +87,7 @@ def test_a_warning_names_at_most_20_entries(make, caplog):
     for number in range(30):
         (folder / "cat" / f"gone_{number}.png").symlink_to(folder / "nothing.png")
     load_images(folder=str(folder))
-    assert "30 entries are left out" in caplog.text
+    assert "30 left out" in caplog.text
     assert "and 10 more" in caplog.text
 
 
