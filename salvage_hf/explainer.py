@@ -213,7 +213,8 @@ class Explainer:
         is_own = info.own_budget is None and info.objective and not OBJECTIVES[info.objective].normalised
         if self.v is None and (budget or not is_own):
             raise ValueError(
-                f"method={method!r} with budget={budget} asks the classifier: {self._pair.problem}; give it as classifier"
+                f"method={method!r} with budget={budget} asks the classifier: {self._pair.problem}; give it as "
+                "classifier"
             )
         self.budget, self._refines = budget or info.own_budget or 0, bool(budget and info.own_budget is None)
         if self._refines:
