@@ -174,7 +174,8 @@ def _undefined(methods_of: Mapping[str, Mapping[str, Mapping[str, Any]]], scores
             for name, title in method_titles(methods).items():
                 missing = sum(value is None for value in methods[name].get(score.name, ()))
                 if score.family == "region" and missing:
-                    counts.append(f"{score.title} of {title} on {missing} images of {dataset}")
+                    images = "image" if missing == 1 else "images"
+                    counts.append(f"{score.title} of {title} on {missing} {images} of {dataset}")
     return f"Undefined, and left out: {', '.join(counts)}." if counts else ""
 
 

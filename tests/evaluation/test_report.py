@@ -119,7 +119,7 @@ def test_tables_hold_the_results(make_benchmark, tmp_path):
     text = (tmp_path / "report" / "index.html").read_text()
     assert "8 images, relative scores on 5 of them with 4 draws per size" in text
     assert "RMA of Salvage on 2 images of Pets" in text
-    assert "RRA of Salvage on 1 images of Pets" in text
+    assert "RRA of Salvage on 1 image of Pets" in text
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])
