@@ -7,6 +7,9 @@ LOWEST_TESTS = tests/attribution_methods tests/data tests/evaluate_modules tests
 # their own order: by their number of tests, as pytest-xdist sorts them, some of the slowest would come last.
 IN_TWO = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Programs that tests start compute in one thread, because two processes have the cores already.
+test test-lowest: export OMP_NUM_THREADS = 1
+
 .PHONY: demo test test-lowest check docs package audit clean
 
 demo: .venv/ready  ## make the environment, then the whole method on a small data set

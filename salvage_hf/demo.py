@@ -62,7 +62,7 @@ def run_demo(output_dir: str, seed: int = 0, fast: bool = False) -> Path:
         title = f"Demo, fast: a {FAST}th of the training, too little for maps that mean something" if fast else "Demo"
         report = ReportArguments([f"Drawn patterns={folder / 'benchmark'}"], output_dir=str(folder))
         page = write_report(report, "Salvage on pictures whose answer is known", _about(part))
-    print(f"\n{title}\n\n{results_table(results, ('srg', 'r_srg', 'rra', 'rma'))}")
+    print(f"\n{title}\n\n{results_table(results, ('srg', 'r_srg', 'rma', 'rra'))}")
     print((folder / "tables" / "table4.md").read_text())
     print(f"{time.perf_counter() - start:.0f} s. Open {page}")
     return page

@@ -92,7 +92,7 @@ def two_sides(name: str, value: Any) -> tuple[int, int]:
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """A choice; raises ValueError where it is not one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
+        near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}{hint}")
     return value

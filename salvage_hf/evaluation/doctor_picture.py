@@ -66,14 +66,15 @@ def draw(
     means = {name: mean_and_stderr(scores) for name, scores in srg.items()}
     axes[4].bar([name.replace("_", " ") for name in means], [mean for mean, _ in means.values()])
     axes[4].errorbar(range(len(means)), *zip(*means.values(), strict=True), fmt="none", color="black")
-    axes[5].set_title("rank correlation with the first map")
+    axes[5].set_title("maps while layers become random: rank correlation with the first map")
     for name, correlations in cascades.items():
         axes[5].plot(np.linspace(0, 1, len(correlations) + 1), [1, *correlations], label=name.replace("_", " "))
     if cascades:
         axes[5].set_xlabel("layers with random weights, from the top (share)")
         axes[5].legend()
     else:
-        axes[5].text(0.5, 0.5, NOT_CHECKED, ha="center", color=COLORS[NOT_CHECKED], transform=axes[5].transAxes)
+        text = f"{NOT_CHECKED}: the verdicts say why"
+        axes[5].text(0.5, 0.5, text, ha="center", color=COLORS[NOT_CHECKED], transform=axes[5].transAxes)
     return figure
 
 

@@ -63,6 +63,6 @@ def test_a_new_entry_is_computed_kept_and_tabulated(monkeypatch, tiny_classifier
     asked = {"rank": nothing, "relative": nothing}
     rows = score_batch(MaskedClassifier(tiny_classifier()), maps, batch, asked, args)
     assert rows.keys() == {"attributions", "rma", "rra", "largest"}
-    entry = method_entry({**rows, "forwards": torch.ones(2), "seconds": torch.ones(2)}, {})
+    entry = method_entry({**rows, "forwards": torch.ones(2), "seconds": torch.ones(2)}, {}, {})
     assert len(entry["largest"]) == 2
     assert results_table({"methods": {"random": entry}}, ["largest"]).startswith("| method | Largest ↓ |")
