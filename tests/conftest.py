@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import hypothesis
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from forked import Forked
 from transformers import (
     AutoModel,
     BeitConfig,
@@ -42,6 +45,8 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+from salvage_hf.cli import main
 
 NO_NETWORK = Path(__file__).parent / "no_network"
 runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))  # for this process; the next line is for those that tests start
@@ -278,6 +283,30 @@ def launch_two(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
     return launch
+
+
+@pytest.fixture
+def run_two():
+    """A function: runs a command of `salvage` in two processes on the CPU, which are forked and so import nothing.
+
+    `launch_two` is what users do, and takes some twenty seconds longer.
+    """
+
+    def run(*words: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+
+        def work():
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            return main(list(words)), PartialState().num_processes
+
+        shared = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        forks = [Forked(work, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+        assert [fork.result() for fork in forks] == [(0, (0, 2)), (0, (0, 2))]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -167,12 +167,12 @@ def test_steps_are_fixed_from_the_start(arguments, monkeypatch, tmp_path):
         run_ablation(*arguments(seeds=[0], max_train_steps=8))
 
 
-def test_one_run_follows_another_in_two_processes(arguments, launch_two, tmp_path):
+def test_one_run_follows_another_in_two_processes(arguments, run_two, tmp_path):
     _, shared = arguments(per_device_train_batch_size=2)
     words = ["--seeds", "0", "--budget", "9", "--max_scored_samples", "5"]
     for name in ("model_name_or_path", "train_dir", "validation_dir", "output_dir", "max_train_steps", "new_subsets"):
         words += [f"--{name}", str(getattr(shared, name))]
-    launch_two("ablation.py", *words, "--per_device_train_batch_size", "2", "--learning_rate", "1e-3")
+    run_two("ablation", *words, "--per_device_train_batch_size", "2", "--learning_rate", "1e-3")
     two = json.loads((tmp_path / "out" / "ablation.json").read_text())
     one = run_ablation(*arguments(seeds=[0], output_dir=str(tmp_path / "one")))
     for name, runs in one["arms"].items():

@@ -144,7 +144,7 @@ def mask_dir(arguments, tmp_path):
     return str(tmp_path / "masks")
 
 
-def test_two_processes_give_the_results_of_one(arguments, mask_dir, launch_two, tmp_path):
+def test_two_processes_give_the_results_of_one(arguments, mask_dir, run_two, tmp_path):
     """7 images in batches of 2 and 2 processes: the last batches are filled up, and what fills them is dropped."""
     methods = ["salvage", "rise", "random"]
     options = {"methods": methods, "sampling_budget": 20, "per_device_eval_batch_size": 2, "mask_dir": mask_dir}
@@ -156,7 +156,7 @@ def test_two_processes_give_the_results_of_one(arguments, mask_dir, launch_two, 
         if value is not None
         for word in (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
     ]
-    launch_two("benchmark.py", *words)
+    run_two("benchmark", *words)
     two = json.loads((tmp_path / "two" / "results.json").read_text())
     for name, entry in one["methods"].items():
         for scores in (entry, entry["curves"]):

@@ -192,14 +192,14 @@ def test_batches_and_shards_change_no_row(arguments, tmp_path):
         assert_same(rows_of(folder), rows, exact=False)
 
 
-def test_two_processes_write_the_same_files(arguments, launch_two, tmp_path):
+def test_two_processes_write_the_same_files(arguments, run_two, tmp_path):
     args = arguments(images_per_shard=2)
     run_explain_dataset(args)
     words = []
     for name, value in dataclasses.asdict(dataclasses.replace(args, output_dir=str(tmp_path / "two"))).items():
         if value not in (None, False):
             words += [f"--{name}", str(value)]
-    launch_two("explain_dataset.py", *words)
+    run_two("explain-dataset", *words)
     # Not the bytes of the files: two processes may compute with another number of threads.
     assert_same(rows_of(tmp_path / "two"), rows_of(tmp_path / "out"), exact=False)
     assert [name.rpartition("-")[0] for name in shards(tmp_path / "two")] == [f"validation-0000{n}" for n in range(5)]

@@ -183,7 +183,7 @@ def test_a_run_ends_with_curve_picture_and_card(arguments, tmp_path):
     assert f" {mean:.3f} ± {error:.3f} |" in text
 
 
-def test_two_processes_draw_the_same_curve(arguments, launch_two, tmp_path):
+def test_two_processes_draw_the_same_curve(arguments, run_two, tmp_path):
     args = arguments(learning_rate=1e-12)
     train(args)
     words = []
@@ -191,7 +191,7 @@ def test_two_processes_draw_the_same_curve(arguments, launch_two, tmp_path):
     for name, value in dataclasses.asdict(changed).items():
         if value not in (None, False, ""):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    launch_two("train_classifier.py", *words)
+    run_two("train-classifier", *words)
     one, two = (curve_of(tmp_path / name) for name in ("out", "two"))
     assert one["images"] == two["images"] == 14
     for name in ("classifier", "first_stage"):

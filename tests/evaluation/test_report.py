@@ -4,14 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faults import states_of_kills
+from PIL import Image
 from sklearn.metrics import matthews_corrcoef
 
-from salvage_hf.evaluation import report_figures, report_tables
+from salvage_hf.evaluation import plots, report_figures, report_tables
 from salvage_hf.evaluation.ranking import shown_methods
 from salvage_hf.evaluation.reading import read_ablation
 from salvage_hf.evaluation.report import ReportArguments, write_report
@@ -19,6 +21,14 @@ from salvage_hf.evaluation.report_sections import ablation_sections
 from salvage_hf.evaluation.results import arms_with
 
 METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")  # of `make_benchmark`
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Files of figures hold a picture of one colour, because drawing takes seconds."""
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    monkeypatch.setattr(plots, "file_content", lambda figure, **options: file.getvalue())
 
 
 def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchmark, ablation, tmp_path, monkeypatch):
@@ -53,6 +63,7 @@ def test_the_report_loads_no_training_and_no_benchmark():
     assert heavy.isdisjoint(found)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_what_the_tables_mark_and_escapes_titles(make_benchmark, tmp_path):
     folder, results = make_benchmark(num_images=12)
     for place, name in enumerate(METHODS):
@@ -67,6 +78,7 @@ def test_the_page_says_what_the_tables_mark_and_escapes_titles(make_benchmark, t
     assert "Pets & more" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_that_were_not_asked_for_are_left_out(make_benchmark, tmp_path):
     """With regions alone there is nothing on faithfulness; rank scores of some images state how many these are."""
     folder, results = make_benchmark()
@@ -102,6 +114,7 @@ def test_scores_that_were_not_asked_for_are_left_out(make_benchmark, tmp_path):
     assert _table(tmp_path / "both" / "tables" / "table1.md")[0][1:3] == ["Pets RMA ↑", "Pets RRA ↑"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_hold_the_results(make_benchmark, tmp_path):
     folder, results = make_benchmark()
     write_report(ReportArguments([folder], [], str(tmp_path / "report")))
@@ -122,6 +135,7 @@ def test_tables_hold_the_results(make_benchmark, tmp_path):
     assert "RRA of Salvage on 1 image of Pets" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_classification_is_that_of_the_confusion_matrix(make_benchmark, tmp_path, num_labels):
     folder, results = make_benchmark(num_labels=num_labels)
@@ -267,6 +281,7 @@ def test_an_ablation_of_the_papers_arms_alone_is_shown():
     assert "the informed arm's is 1" in figure3.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_data_sets_side_by_side(make_benchmark, tmp_path):
     folders = [make_benchmark("Pets")[0], f"Blood/Cells={make_benchmark('cells', 1, regions=False, seed=1)[0]}"]
     write_report(ReportArguments(folders, [], str(tmp_path / "report")))
@@ -288,6 +303,7 @@ def test_error_messages(make_benchmark, tmp_path):
         write_report(ReportArguments(["Pets="]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_cannot_be_written_leaves_the_earlier_files_as_they_were(make_benchmark, tmp_path):
     """Kills and full disks: at every change to the folder of the report."""
     folder, results = make_benchmark()
