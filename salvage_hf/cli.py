@@ -4,9 +4,8 @@ A command is the function of its name, and a line of COMMANDS in commands.py. Sc
 """
 
 import argparse
-import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import HfArgumentParser
 
 from .commands import command_of
 from .recipes import RECIPE, read_recipe
+from .tensors import meant
 
 #: Modules that an extra installs -> the extra.
 _EXTRAS = {"captum": "baselines", "scipy": "baselines", "shapiq": "baselines", "gradio": "app"}
@@ -272,14 +272,8 @@ class _Parser(HfArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += _meant(str(value), map(str, action.choices or ()))
+            error.message += meant(str(value), map(str, action.choices or ()))
             raise
-
-
-def _meant(word: str, choices: Iterable[str]) -> str:
-    """A question that names the choice which is spelt almost as a word; "" where none is."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str] | None) -> argparse.Namespace:
@@ -287,7 +281,7 @@ def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str] | None) ->
     known, unknown = parser.parse_known_args(words)
     if unknown:
         names = [option for action in parser._actions for option in action.option_strings]
-        parser.error(f"unknown: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], names)}")
+        parser.error(f"unknown: {' '.join(unknown)}{meant(unknown[0].partition('=')[0], names)}")
     return known
 
 

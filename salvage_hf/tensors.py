@@ -8,7 +8,7 @@ import difflib
 import numbers
 import reprlib
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -92,10 +92,15 @@ def two_sides(name: str, value: Any) -> tuple[int, int]:
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """A choice; raises ValueError where it is not one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = meant(value, choices) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {described(value)}{hint}")
     return value
+
+
+def meant(word: str, choices: Iterable[str]) -> str:
+    """A question that names the choice which is spelt almost as a word; "" where none is."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
