@@ -4,8 +4,7 @@ import json
 import os
 import runpy
 import socket
-import subprocess
-import sys
+from io import BytesIO
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the real Hub; local_hub switches this off again
@@ -66,8 +65,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("salvage")
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def pytest_addoption(parser):
@@ -271,25 +268,22 @@ def save_processor():
 
 
 @pytest.fixture
-def launch_two(tmp_path):
-    """A function: runs a script of scripts/ in two processes on the CPU, by `accelerate launch`."""
+def undrawn(monkeypatch):
+    """Files of figures hold a picture of one colour, because drawing takes seconds."""
+    from PIL import Image
 
-    def launch(script: str, *words: str):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0", str(SCRIPTS / script), *words]  # 0: any free port
-        more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-        done = subprocess.run(command, env={**os.environ, **more}, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stdout + done.stderr
+    from salvage_hf.evaluation import plots
 
-    return launch
+    file = BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    monkeypatch.setattr(plots, "file_content", lambda figure, **options: file.getvalue())
 
 
 @pytest.fixture
 def run_two():
     """A function: runs a command of `salvage` in two processes on the CPU, which are forked and so import nothing.
 
-    `launch_two` is what users do, and takes some twenty seconds longer.
+    What users do, `accelerate launch`, is tried in training/test_launching.py; it takes some fifteen seconds longer.
     """
 
     def run(*words: str):

@@ -1,10 +1,9 @@
 """What tests of documents share: their Python is run as it stands, where org/... are folders with tiny models."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from fresh_processes import run_fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,10 +33,7 @@ def run_documents(codes: dict[str, str], folder: Path, models: dict[str, object]
         model.save_pretrained(folder / "org" / name)
         save_processor(folder / "org" / name)
     parts = [f"exec(compile({_BEFORE + code!r}, {name!r}, 'exec'), {{}})" for name, code in codes.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", "\n".join(parts)]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_fresh("\n".join(parts), folder, HF_HOME=str(folder / "home"), HF_HUB_OFFLINE="1")
 
 
 def check_written(page: Path, made: str, begin: str, end: str, write: bool, test: str) -> None:

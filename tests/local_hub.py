@@ -10,15 +10,13 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from fresh_processes import run_fresh
 
 REPO = r"(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
 FILE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)"
@@ -55,22 +53,9 @@ def local_hub(folder: str | Path) -> Iterator[dict[str, str]]:
 
 
 def run_on(folder: Path, code: str, **environment: str) -> str:
-    """What Python code prints that runs in a process of its own, where the Hub is that of a folder.
-
-    The folder is also its working directory.
-    """
+    """What Python code prints in a new process that works in a folder, where the Hub is that of the folder."""
     with local_hub(folder) as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            cwd=folder,
-            env={**os.environ, **hub, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-        )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+        return run_fresh(code, folder, **{**hub, "ACCELERATE_USE_CPU": "true", **environment})
 
 
 class HubHandler(BaseHTTPRequestHandler):

@@ -1,18 +1,13 @@
 """What users can rely on: the names of `salvage_hf`, their docstrings, what an import costs, what a loader hands on."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from fresh_processes import run_fresh
 from packaging.version import Version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, BitImageProcessor
 
 import salvage_hf
 from salvage_hf import MaskedClassifier, SalvageConfig, SalvageForImageClassification, SalvageModel
-
-ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = [
     "Explainer",
@@ -68,15 +63,13 @@ def test_version():
     assert str(Version(salvage_hf.__version__)) == salvage_hf.__version__  # in the form that a wheel's name has
 
 
-def test_an_import_is_light():
+def test_an_import_is_light(tmp_path):
     code = """
 import sys
 import salvage_hf
 print([name for name in ("evaluate", "datasets", "matplotlib", "gradio", "captum", "sklearn") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[]\n"
+    assert run_fresh(code, tmp_path) == "[]\n"
 
 
 def test_the_auto_classes_know_salvage(salvage_model):

@@ -1,33 +1,23 @@
 """Loading metrics by name: in this process, and in fresh ones that start elsewhere."""
 
 import os
-import subprocess
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fresh_processes import run_fresh
 
 from salvage_hf.evaluate_modules import registration
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(code, tmp_path):
     """Runs code in a fresh process, in another working directory and with caches of its own."""
-    env = {
-        **os.environ,
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_EVALUATE_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
-    }
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    caches = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "home")}
+    return run_fresh(code, elsewhere, HF_EVALUATE_OFFLINE="1", **caches)
 
 
 RRA = "compute(predictions=[[1.0, 0.0, 0.0, 0.0]], masks=[[[True, False], [False, False]]])['rra']"

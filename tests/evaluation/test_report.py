@@ -2,18 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faults import states_of_kills
-from PIL import Image
+from fresh_processes import run_fresh
 from sklearn.metrics import matthews_corrcoef
 
-from salvage_hf.evaluation import plots, report_figures, report_tables
+from salvage_hf.evaluation import report_figures, report_tables
 from salvage_hf.evaluation.ranking import shown_methods
 from salvage_hf.evaluation.reading import read_ablation
 from salvage_hf.evaluation.report import ReportArguments, write_report
@@ -21,14 +18,6 @@ from salvage_hf.evaluation.report_sections import ablation_sections
 from salvage_hf.evaluation.results import arms_with
 
 METHODS = ("salvage", "vit_shapley", "rise", "last_attention", "random")  # of `make_benchmark`
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Files of figures hold a picture of one colour, because drawing takes seconds."""
-    file = BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    monkeypatch.setattr(plots, "file_content", lambda figure, **options: file.getvalue())
 
 
 def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchmark, ablation, tmp_path, monkeypatch):
@@ -49,14 +38,9 @@ def test_every_table_and_figure_of_the_paper_is_made_without_a_model(make_benchm
         assert f"Figure {number}: " in text
 
 
-def test_the_report_loads_no_training_and_no_benchmark():
+def test_the_report_loads_no_training_and_no_benchmark(tmp_path):
     """Only this library is checked: `import salvage_hf` loads transformers, which loads accelerate."""
-    found = subprocess.run(
-        [sys.executable, "-c", "import sys, salvage_hf.evaluation.report; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    found = run_fresh("import sys, salvage_hf.evaluation.report; print(*sys.modules)", tmp_path).split()
     assert "salvage_hf.evaluation.report_figures" in found
     heavy = {"salvage_hf.training", "datasets", "evaluate"}
     heavy |= {f"salvage_hf.evaluation.{name}" for name in ("benchmark", "scoring", "cost", "ablation", "arguments")}

@@ -1,13 +1,11 @@
 """Publishing and loading, with the package and without it: every process here is one a user could start."""
 
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_processes import run_fresh
 from local_hub import local_hub
 
 from salvage_hf import modeling
@@ -29,20 +27,6 @@ try:
 except ModuleNotFoundError:
     pass
 """
-
-
-def run_python(code, cwd, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
 
 
 def code_files(folder):
@@ -98,7 +82,7 @@ def test_remote_code_from_a_folder(expected, tmp_path):
     AutoModel.from_pretrained("org/again", **arguments)
     """
     code = WITHOUT_THE_PACKAGE + "arguments = {'trust_remote_code': True}\n" + LOAD + textwrap.dedent(again)
-    printed = run_python(code, tmp_path, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
+    printed = run_fresh(code, tmp_path, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
     assert "transformers_modules" in printed
     assert "SalvageForImageClassification" in printed
     assert code_files(tmp_path / "org" / "again") == code_files(expected)
@@ -116,7 +100,7 @@ def test_push_to_hub_and_load(expected, tmp_path):
     arguments = {}
     """
     with local_hub(tmp_path) as environment:
-        printed = run_python(textwrap.dedent(push) + LOAD, tmp_path, **environment)
+        printed = run_fresh(textwrap.dedent(push) + LOAD, tmp_path, **environment)
         assert "salvage_hf.modeling.modeling_salvage SalvageForImageClassification" in printed
         repository = tmp_path / "hub" / "models" / "org" / "salvage-pet"
         assert code_files(repository) == code_files(folder)
@@ -125,5 +109,5 @@ def test_push_to_hub_and_load(expected, tmp_path):
         }
         assert str(tmp_path) not in (repository / "config.json").read_text()
         code = WITHOUT_THE_PACKAGE + "arguments = {'trust_remote_code': True}\n" + LOAD
-        printed = run_python(code, tmp_path, **{**environment, "HF_HOME": str(tmp_path / "another_home")})
+        printed = run_fresh(code, tmp_path, **{**environment, "HF_HOME": str(tmp_path / "another_home")})
         assert "transformers_modules.org.salvage" in printed

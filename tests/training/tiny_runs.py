@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +105,3 @@ def assert_same_run(folder, other):
         assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(others[key])) for key in others)
     schedules = [torch.load(Path(f) / last / "scheduler.bin") for f in (folder, other)]
     assert schedules[0] == schedules[1]
-
-
-def environment(**more):
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
