@@ -275,8 +275,14 @@ def undrawn(monkeypatch):
     from salvage_hf.evaluation import plots
 
     file = BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
+    Image.new("RGB", (1200, 400)).save(file, "PNG")
     monkeypatch.setattr(plots, "file_content", lambda figure, **options: file.getvalue())
+
+
+@pytest.fixture
+def impatient_streams(monkeypatch):
+    """`datasets` waits five seconds for the threads of a stream that is not read to its end; here a fraction of one."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2)
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ def test_arguments_that_contradict_each_other(given, message):
         ImageArguments(**given)
 
 
+@pytest.mark.usefixtures("impatient_streams")
 def test_a_stream_gives_so_many_images_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SHUFFLE_BUFFER", 8)
     labels = datasets.ClassLabel(names=["a", "b"])

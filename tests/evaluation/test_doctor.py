@@ -415,7 +415,7 @@ def test_quantus_gives_the_numbers_of_the_literal_version(tiny_classifier, image
 
 @pytest.mark.usefixtures("without_quantus")
 def test_the_real_pair_is_not_bad_and_its_parts_are_good(shared, imagenette_classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "RANKED_IMAGES", 2)
+    monkeypatch.setattr(doctor, "RANKED_IMAGES", 1)
     findings = doctor.run_doctor(
         doctor.DoctorArguments(
             explainer=str(shared / "models" / "salvage-small-imagenette"),

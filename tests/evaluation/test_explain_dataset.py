@@ -301,6 +301,7 @@ def test_a_stream_gives_the_rows_of_the_whole_data_set(arguments, tmp_path, name
     assert shards(tmp_path / "streamed") == kept
 
 
+@pytest.mark.usefixtures("impatient_streams")
 def test_a_part_of_a_stream(arguments, tmp_path):
     """As many images as asked for, each with its place among those that were drawn."""
     name = parquet(tmp_path / "stored")

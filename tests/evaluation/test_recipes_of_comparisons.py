@@ -94,6 +94,7 @@ def test_exact_values_are_computed_again_from_their_recipe(benchmark_arguments, 
     assert run_exact_values(args) == run_exact_values(*again(ExactArguments))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_is_written_again_from_its_recipe(make_benchmark, again, tmp_path):
     folder, _ = make_benchmark()
     page = write_report(ReportArguments([f"Pets={folder}"], output_dir=str(tmp_path / "out")))

@@ -31,8 +31,9 @@ def report(make_benchmark, ablation, tmp_path):
     return write_report(ReportArguments(benchmarks, [f"Pets={ablation[0]}"], str(tmp_path / "report")))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_in_a_browser(browser, report):
-    """One test, because making the page takes longer than looking at it."""
+    """One test, because making the page takes as long as looking at it."""
     for width in (390, 1280):
         for scheme in ("light", "dark"):
             page = open_file(browser, report, width, scheme)

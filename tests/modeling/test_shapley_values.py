@@ -35,11 +35,11 @@ def exact_values(game):
 def trained():
     """A factory: an explainer trained against a random classifier on a few images, with classifier and images."""
 
-    def train(objective, classifier, pixel_values, steps=600):
+    def train(objective, classifier, pixel_values, steps=300):
         v, kind = MaskedClassifier(classifier), OBJECTIVES[objective]
         torch.manual_seed(0)
         model = SalvageModel.from_classifier(classifier, paired_values=kind.paired_values)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
         everything = all_subsets().expand(len(pixel_values), -1, -1)
         logits = v.logits(pixel_values, everything)

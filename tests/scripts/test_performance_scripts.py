@@ -174,12 +174,12 @@ def test_time_to_srg(run_script):
     words = [*run_script.training_images, "--max_eval_samples", "3", "--seeds", "0", "--learning_rates", "1e-4", "1e-3"]
     paper = {"per_device_train_batch_size": 4, "new_subsets": 2}
     run_script.globals = {"PAPER": paper, "CHEAPER": {**paper, "freeze_backbone": True}, "PROBE_STEPS": 4}
-    results = run_script("benchmark_time_to_srg.py", *words, "--seconds", "6")
+    results = run_script("benchmark_time_to_srg.py", *words, "--seconds", "3")
     assert set(results) > {"probe_paper", "probe_cheaper", "cheaper_0", "paper_0.0001_short", "paper_0.001_short"}
     probe = results["probe_paper"]
     steps = results["paper_0.0001_short"][-1]["step"]
-    assert steps == max(1, int((1 - probe["preparation"]) / probe["step"]))
-    assert run_script("benchmark_time_to_srg.py", *words, "--seconds", "6") == results
+    assert steps == max(1, int((0.5 - probe["preparation"]) / probe["step"]))
+    assert run_script("benchmark_time_to_srg.py", *words, "--seconds", "3") == results
     with pytest.raises(SystemExit, match="holds runs with other arguments"):
         run_script("benchmark_time_to_srg.py", *words, "--seconds", "7")
 
