@@ -19,7 +19,7 @@ from salvage_hf.objectives import OBJECTIVES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
 BEGIN, END = "<!-- written by tests/test_support_table.py -->\n", "<!-- until here -->\n"
-#: Families of tests/conftest.py; by pixels, each is explained on 4 x 4 patches of 4 pixels.
+#: Families of tests/shared_fixtures.py; by pixels, each is explained on 4 x 4 patches of 4 pixels.
 FAMILIES = [
     "dinov2",
     "dinov2_with_registers",
