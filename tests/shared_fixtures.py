@@ -237,8 +237,7 @@ def save_processor():
     return write
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
+def draw_nothing(monkeypatch):
     """Files of figures hold a picture of one colour, because drawing takes seconds."""
     from PIL import Image
 
@@ -247,6 +246,11 @@ def undrawn(monkeypatch):
     file = BytesIO()
     Image.new("RGB", (1200, 400)).save(file, "PNG")
     monkeypatch.setattr(plots, "file_content", lambda figure, **options: file.getvalue())
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from browser import assert_fits, chromium, open_file
 from forked import Forked
 from PIL import Image
+from shared_fixtures import draw_nothing
 from transformers import AutoModel
 
 from salvage_hf import demo
@@ -18,6 +19,7 @@ from salvage_hf.files import locked
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
         patch.setattr(demo, "TRAIN_PICTURES", 24)
         patch.setattr(demo, "EVAL_PICTURES", 2)
         patch.setattr(demo, "CLASSIFIER_STEPS", 3)

@@ -400,11 +400,12 @@ WITH_JUNK = [
 ]
 
 
-@pytest.mark.parametrize(("path", "argument"), WITH_JUNK)
-@settings(max_examples=settings.default.max_examples // 5, phases=[Phase.generate])
+@settings(max_examples=settings.default.max_examples // 2, phases=[Phase.generate])
 @given(junk=JUNK)
-def test_any_junk_is_taken_or_refused_by_a_sentence(path, argument, junk):
-    assert answer(DOORS[path], argument, junk) in ("taken", "refused")
+def test_any_junk_is_taken_or_refused_by_a_sentence(junk):
+    """One test, because to make up junk takes longer than to refuse it."""
+    answers = [(path, argument, answer(DOORS[path], argument, junk)) for path, argument in WITH_JUNK]
+    assert [found for found in answers if found[-1] not in ("taken", "refused")] == []
 
 
 def test_every_public_name_has_a_door():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import runpy
 import sys
 import time
@@ -207,8 +208,9 @@ def test_masking(run_script):
         run_script("benchmark_masking.py", "--grids", "4", "8", "--rows_per_size", "2")
 
 
-def test_memory(run_script):
-    # a single number of subsets, because every figure starts a process
+def test_memory(run_script, monkeypatch):
+    # In forks of this process, because the script's start by loading the libraries; a single number of subsets.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind, get=multiprocessing.get_context: get("fork"))
     words = ["--grid", "4", "--num_images", "2", "--num_subsets", "8", "--chunk_size", "64"]
     results = run_script("benchmark_memory.py", *words)
     assert set(results) == {"v(S)", "R-SRG, budget", "R-SRG, n_masks x 32", "SRG"}
