@@ -1,8 +1,8 @@
 """The names of the commands of `salvage`, and what it answers without one: the overview, the version."""
 
-import difflib
 import sys
 
+from .tensors import meant
 from .version import VERSION
 
 #: Every command and what it does, in the order of the overview. It is run by the function of its name in
@@ -55,7 +55,5 @@ def command_of(words: list[str]) -> tuple[str, list[str]]:
     if name == "--version":
         print(f"salvage {VERSION}")
         raise SystemExit(0)
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    print(f"salvage: {name!r} is not one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+    print(f"salvage: {name!r} is not one of {', '.join(COMMANDS)}{meant(name, COMMANDS)}", file=sys.stderr)
     raise SystemExit(2)

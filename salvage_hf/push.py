@@ -57,8 +57,7 @@ class CardArguments:
 
     def __post_init__(self):
         check_arguments(self)
-        if self.repo.count("/") != 1 or not all(self.repo.split("/")):
-            raise ValueError(f"repo must be org/name, got {self.repo!r}")
+        _check_repository(self.repo)
 
 
 @dataclass
@@ -140,8 +139,7 @@ def push_app(repo: str, args: PushAppArguments) -> str:
         ValueError: where `repo` is not org/name.
         OSError: where the Hub refuses.
     """
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise ValueError(f"repo must be org/name, got {repo!r}")
+    _check_repository(repo)
     with tempfile.TemporaryDirectory() as made:
         write_space(Path(made), args.model, args.classifier)
         push_space(Path(made), repo, args.hub_token, args.private)
@@ -269,3 +267,8 @@ def _score(title: str, values: torch.Tensor, options: dict[str, Any] | None) -> 
     """A score from its values, float64 [I], NaN where one is not defined."""
     mean, stderr = mean_and_stderr(values)
     return MeasuredScore(title, mean, None if math.isnan(stderr) else stderr, int(values.isfinite().sum()), options)
+
+
+def _check_repository(repo: str) -> None:
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"repo must be org/name, got {repo!r}")

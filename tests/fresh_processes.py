@@ -32,6 +32,7 @@ def run_fresh(code: str, folder: str | Path, **environment: str) -> str:
     """
     with tempfile.TemporaryDirectory() as outputs:
         printed, errors = Path(outputs, "stdout"), Path(outputs, "stderr")
+        errors.touch()  # is read, too, where the server has ended
         request = {
             "code": textwrap.dedent(code),
             "folder": str(folder),

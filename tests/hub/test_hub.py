@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fresh_processes import run_fresh
-from local_hub import local_hub
+from local_hub import run_on
 
 from salvage_hf import modeling
 from salvage_hf.modeling import SalvageForImageClassification, SalvageModel
@@ -99,15 +99,11 @@ def test_push_to_hub_and_load(expected, tmp_path):
     AutoImageProcessor.from_pretrained("trained").push_to_hub("org/salvage-pet")
     arguments = {}
     """
-    with local_hub(tmp_path) as environment:
-        printed = run_fresh(textwrap.dedent(push) + LOAD, tmp_path, **environment)
-        assert "salvage_hf.modeling.modeling_salvage SalvageForImageClassification" in printed
-        repository = tmp_path / "hub" / "models" / "org" / "salvage-pet"
-        assert code_files(repository) == code_files(folder)
-        assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= {
-            p.name for p in repository.iterdir()
-        }
-        assert str(tmp_path) not in (repository / "config.json").read_text()
-        code = WITHOUT_THE_PACKAGE + "arguments = {'trust_remote_code': True}\n" + LOAD
-        printed = run_fresh(code, tmp_path, **{**environment, "HF_HOME": str(tmp_path / "another_home")})
-        assert "transformers_modules.org.salvage" in printed
+    printed = run_on(tmp_path, textwrap.dedent(push) + LOAD)
+    assert "salvage_hf.modeling.modeling_salvage SalvageForImageClassification" in printed
+    repository = tmp_path / "hub" / "models" / "org" / "salvage-pet"
+    assert code_files(repository) == code_files(folder)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= {p.name for p in repository.iterdir()}
+    assert str(tmp_path) not in (repository / "config.json").read_text()
+    code = WITHOUT_THE_PACKAGE + "arguments = {'trust_remote_code': True}\n" + LOAD
+    assert "transformers_modules.org.salvage" in run_on(tmp_path, code, HF_HOME=str(tmp_path / "another_home"))
