@@ -26,8 +26,10 @@ check: .venv/ready  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/ready  ## the site, in site/; every warning is an error
+docs: .venv/ready  ## the site, in site/; every warning is an error, and every cell of the notebook runs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	FOLDER=$$(mktemp -d) && cp docs/notebook.ipynb $$FOLDER && \
+		HF_HUB_OFFLINE=1 $(BIN)/jupyter execute $$FOLDER/notebook.ipynb && rm -r $$FOLDER
 
 package: .venv/ready  ## wheel and source distribution in dist/, tried out in a new environment without the checkout
 	rm -rf build dist salvage_hf.egg-info .venv-package

@@ -20,6 +20,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
+        patch.setattr(demo, "PATCH_SIZE", 16)
         patch.setattr(demo, "TRAIN_PICTURES", 24)
         patch.setattr(demo, "EVAL_PICTURES", 2)
         patch.setattr(demo, "CLASSIFIER_STEPS", 3)
@@ -58,6 +59,7 @@ def test_the_explainer_of_the_demo_loads(run):
 def test_a_second_and_fast_demo_in_the_same_folder_starts_afresh(run, monkeypatch):
     folder, _ = run
     for name, value in {
+        "PATCH_SIZE": 16,
         "TRAIN_PICTURES": 16,
         "EVAL_PICTURES": 10,
         "CLASSIFIER_STEPS": 10,

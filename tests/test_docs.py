@@ -144,21 +144,8 @@ def test_no_page_scrolls_sideways(site):
                 assert_fits(page)
 
 
-def test_the_notebook_runs(tmp_path, monkeypatch):
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is missing: pip install 'salvage-hf[docs]'")
-    pytest.importorskip("ipykernel", reason="ipykernel is missing: pip install 'salvage-hf[docs]'")
-    import nbformat
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    notebook = nbformat.read(DOCS / "notebook.ipynb", as_version=4)
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    )
-    client.execute()  # raises where a cell does; the notebook's own assertions say what must come out
-
-
 def test_the_notebook_shows_what_came_out():
-    """And nothing of the machine that it ran on."""
+    """And nothing of the machine that it ran on. That it still runs, `make docs` shows."""
     cells = [cell for cell in json.loads((DOCS / "notebook.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -463,7 +463,8 @@ def test_classes_and_method_of_the_command_line(classifier_folder, picture_folde
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_folder_of_any_format_is_known_again(classifier_folder, picture_folder, tmp_path, kind):
-    (picture_folder / "broken.jpg").unlink()
+    for name in ("broken.jpg", "wide.png"):
+        (picture_folder / name).unlink()
     out = str(picture_folder / "out")
     first, failed = explained([str(picture_folder)], str(classifier_folder), out, format=kind, top=1)
     assert failed == []

@@ -14,7 +14,6 @@ from salvage_hf.evaluate_modules.registration import metric_scripts
 from salvage_hf.evaluate_modules.spaces import MOST_IMAGES, bright_object, example, own_arguments
 from salvage_hf.evaluation.scores import SCORES
 
-gradio = pytest.importorskip("gradio")
 SCRIPTS = metric_scripts()
 
 
@@ -46,6 +45,7 @@ def own(tiny_classifier, save_processor, tmp_path):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_app(name, own):
+    pytest.importorskip("gradio")
     from gradio_client import Client, handle_file
 
     file, classifier, arrays = own
