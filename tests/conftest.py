@@ -19,7 +19,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Loads shared_fixtures.py, but not where pytest only hands out tests to other processes: it takes ten seconds."""
+    """Loads shared_fixtures.py, but not in a process that only hands out tests to others, because it takes seconds."""
     hands_out = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if not hands_out:
         config.pluginmanager.import_plugin("shared_fixtures")

@@ -1,10 +1,11 @@
-"""Python code in a new process, as somebody could start it, without another four seconds for torch and transformers.
+"""Python code in a new process, as somebody could start it, which does not load torch and transformers once more.
 
     printed = run_fresh("import salvage_hf; print(salvage_hf.__version__)", tmp_path, HF_HUB_OFFLINE="1")
 
-A server loads the two once per process of tests, and each new process is its fork. It has loaded neither this library
-nor evaluate or datasets, so that what an import does is seen as in a process of its own. Processes that share
-nothing are started by `make package` (tests/check_installation.py) and in tests/training/test_launching.py.
+Loading these two takes several seconds. A server loads them once per process of tests, and each new process is its
+fork. The server has loaded neither this library nor evaluate or datasets, so that a test sees what their import does.
+Processes that share nothing are started by `make package` (tests/check_installation.py) and by `accelerate launch`
+in tests/training/test_launching.py.
 """
 
 import functools
@@ -86,7 +87,7 @@ def _work(request: dict) -> None:
 
 
 def _read_the_environment_again() -> None:
-    """Constants get the values that they would have had, also where other modules imported them by name."""
+    """Gives constants the values of the new environment, also in modules that have imported them by name."""
     changed = {}
     for name in READ_THE_ENVIRONMENT:
         module = sys.modules[name]

@@ -19,7 +19,7 @@ from salvage_hf.files import locked
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        draw_nothing(patch)
+        draw_nothing(patch)  # `make package` runs a demo whose figures are drawn
         patch.setattr(demo, "PATCH_SIZE", 16)
         patch.setattr(demo, "TRAIN_PICTURES", 24)
         patch.setattr(demo, "EVAL_PICTURES", 2)

@@ -60,7 +60,7 @@ def arguments(tiny_classifier, save_processor, tmp_path, monkeypatch):
 
 @pytest.fixture
 def two_arms(monkeypatch):
-    """An ablation of two arms, the first of each objective, because each takes more than a second."""
+    """An ablation of two arms, one of each objective, because each arm takes more than a second."""
     chosen = ("vit_shapley-uniform", "salvage-guided")
     monkeypatch.setattr(ablation, "arms_with", lambda exponents: {name: ARMS[name] for name in chosen})
 
