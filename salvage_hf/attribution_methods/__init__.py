@@ -6,7 +6,7 @@ alone, not on the batch.
 """
 
 # Importing a module registers its methods; tables keep this order.
-from . import trained, removal, lrp, gradient, cam, attention, reference  # noqa: F401, I001
+from . import trained, removal, shapley, lrp, gradient, cam, attention, reference  # noqa: F401, I001
 from .registry import REGISTRY, Method, MethodInfo, load, register
 
 __all__ = ["REGISTRY", "Method", "MethodInfo", "load", "register"]

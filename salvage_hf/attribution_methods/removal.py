@@ -1,8 +1,5 @@
 """Removal-based methods: they ask the classifier about images of which parts are hidden."""
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +9,7 @@ from ..subsets import min_max_weights
 from ..targets import activation, target_probability
 from ..vision_families import image_logits
 from .feature_maps import features_of, model_with_feature_grid
-from .registry import REGISTRY, Method, patch_sums, register
+from .registry import Method, patch_sums, register
 
 
 @register("rise", title="RISE", needs="masked forwards", source="Petsiuk et al., 2018")
@@ -100,52 +97,3 @@ def vit_cx(classifier: MaskedClassifier, seed: int = 0, distance_threshold: floa
         return patch_sums(torch.stack(maps), classifier.patch_size)
 
     return attribute
-
-
-def _by_shapiq(classifier: MaskedClassifier, seed: int, budget: int, approximator: str) -> Method:
-    """Shapley values of v(S)[target] by an approximator of shapiq: one game per image, its subsets as a batch."""
-    import shapiq
-
-    def attribute(pixel_values, targets):
-        rows, columns = classifier.patch_grid(pixel_values)
-        least = REGISTRY[approximator.lower()].least_budget(rows * columns)
-        if budget < least:
-            raise ValueError(f"budget must be at least {least} for {rows * columns} patches, got {budget}")
-        value, keys = value_at(classifier, pixel_values), image_keys(pixel_values)
-        maps = []
-        for index, key in enumerate(keys.tolist()):
-            image = torch.tensor([index], device=classifier.device)
-
-            def game(coalitions: np.ndarray, image=image) -> np.ndarray:
-                visible = torch.from_numpy(np.asarray(coalitions, dtype=bool))[None]
-                return target_probability(value(visible, image), targets[image])[0].double().cpu().numpy()
-
-            options: dict[str, Any] = {"n": rows * columns, "random_state": (key + seed) % 2**32}
-            values = getattr(shapiq, approximator)(**options).approximate(budget, game)
-            maps.append(torch.from_numpy(np.asarray(values.get_n_order_values(1), dtype=np.float32)))
-        return torch.stack(maps).to(classifier.device)
-
-    return attribute
-
-
-@register(
-    "kernelshap",
-    title="KernelSHAP",
-    needs="masked forwards",
-    source="Lundberg & Lee, 2017 (shapiq)",
-    # With fewer subsets than unknowns the regression is singular, and its values may be of any size.
-    least_budget=lambda num_patches: num_patches + 1,
-)
-def kernelshap(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
-    """Shapley values of v(S) by weighted least squares over `budget` subsets per image; for reference."""
-    return _by_shapiq(classifier, seed, budget, "KernelSHAP")
-
-
-@register("svarm", title="SVARM", needs="masked forwards", source="Kolpaczki et al., 2024 (shapiq)")
-def svarm(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
-    """Shapley values of v(S) without marginal contributions, from `budget` subsets per image; for reference.
-
-    shapiq has the stratified variant without its warm-up. Of its 2 N^2 strata, those that get no subset count as
-    v(empty), which spoils the sum of the values where `budget` is small for N.
-    """
-    return _by_shapiq(classifier, seed, budget, "SVARM")

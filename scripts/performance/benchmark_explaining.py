@@ -2,8 +2,8 @@
 
 Salvage explains all classes by one forward of the explainer; the other methods explain the predicted class. Methods
 that sample may ask the classifier `--budget` times, by default as often as RISE in the paper. captum's methods work on
-pixels, as their users call them. shapiq's method and the bare masked forwards ask v(S), which drops the tokens of
-hidden patches.
+pixels, as their users call them. SVARM, shapiq's methods and the bare masked forwards ask v(S), which drops the tokens
+of hidden patches.
 """
 
 import statistics
@@ -20,7 +20,7 @@ from measuring import DEVICE, MeasurementArguments, choose, load, now
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from salvage_hf import MaskedClassifier, subsets
+from salvage_hf import MaskedClassifier, attribution_methods, subsets
 from salvage_hf.arguments import AtLeast, arg
 from salvage_hf.attribution_methods.trained import load_explainer
 from salvage_hf.data.images import ProcessedImages
@@ -62,19 +62,24 @@ def on_tokens(args: ExplainingBenchmarkArguments, v: MaskedClassifier) -> dict[s
         generator = torch.Generator(device=DEVICE).manual_seed(args.seed)
         value_at(v, pixel_values)(subsets.uniform(1, args.budget, v.num_patches, generator=generator))
 
-    def shapiq_kernel_shap(pixel_values, target):
-        value = value_at(v, pixel_values)
+    def by_shapiq(approximator: type) -> Explain:
+        def explain(pixel_values, target):
+            value = value_at(v, pixel_values)
 
-        def game(coalitions: np.ndarray) -> np.ndarray:
-            visible = torch.from_numpy(np.asarray(coalitions, dtype=bool))[None].to(DEVICE)
-            return target_probability(value(visible), target)[0].cpu().numpy()
+            def game(coalitions: np.ndarray) -> np.ndarray:
+                visible = torch.from_numpy(np.asarray(coalitions, dtype=bool))[None].to(DEVICE)
+                return target_probability(value(visible), target)[0].cpu().numpy()
 
-        shapiq.KernelSHAP(n=v.num_patches, random_state=args.seed).approximate(args.budget, game)
+            approximator(n=v.num_patches, random_state=args.seed).approximate(args.budget, game)
+
+        return explain
 
     return {
         SALVAGE: salvage,
         f"{args.budget} masked forwards (RISE's cost)": masked_forwards,
-        "shapiq KernelSHAP": shapiq_kernel_shap,
+        "SVARM of this library": attribution_methods.load("svarm", v, budget=args.budget),
+        "shapiq SVARM": by_shapiq(shapiq.SVARM),
+        "shapiq KernelSHAP": by_shapiq(shapiq.KernelSHAP),
     }
 
 

@@ -1,6 +1,5 @@
 import copy
 import itertools
-import math
 
 import networkx
 import pytest
@@ -263,13 +262,6 @@ def test_patches_divide_the_images(build, images, name):
     method, _ = build(name)
     with pytest.raises(ValueError, match="an image of 18 x 16 pixels is not divided by patches of 4 x 4"):
         method(torch.nn.functional.pad(images(1), (0, 0, 0, 2)), torch.tensor([0]))
-
-
-def test_kernelshap_needs_more_subsets_than_patches(tiny_classifier, images):
-    v = MaskedClassifier(tiny_classifier())
-    method = attribution_methods.load("kernelshap", classifier=v, budget=16)
-    with pytest.raises(ValueError, match="budget must be at least 17 for 16 patches, got 16"):
-        method(images(1), torch.tensor([0]))
 
 
 def test_gradcam_plus_plus_keeps_small_gradients_in_half_precision(tiny_classifier, images):
@@ -701,34 +693,3 @@ def test_conservative_relevance_sums_to_the_logit(tiny_classifier, images, famil
     torch.testing.assert_close(relevance.sum(dim=1), logits, rtol=1e-3, atol=1e-5)
     maps = attribution_methods.load("conservative_lrp", classifier=v)(pixel_values, targets)
     torch.testing.assert_close(maps, relevance[:, FAMILIES[family] :])
-
-
-# Estimates of Shapley values
-
-
-def exact_shapley(v, pixel_values, target):
-    """Equation 1 by enumeration, of v(S)[target] at N = 9."""
-    subsets = torch.tensor(list(itertools.product([False, True], repeat=9)))
-    values = v.probabilities(pixel_values, subsets[None])[0, :, target].tolist()
-    value_of = {tuple(subset): value for subset, value in zip(subsets.tolist(), values, strict=True)}
-    shapley = []
-    for patch in range(9):
-        total = 0.0
-        for subset, value in value_of.items():
-            if not subset[patch]:
-                size = sum(subset)
-                weight = math.factorial(size) * math.factorial(8 - size) / math.factorial(9)
-                total += weight * (value_of[(*subset[:patch], True, *subset[patch + 1 :])] - value)
-        shapley.append(total)
-    return torch.tensor(shapley)
-
-
-@pytest.mark.parametrize(("name", "budget", "tolerance"), [("kernelshap", 512, 1e-4), ("svarm", 60000, 0.02)])
-def test_estimates_converge_to_shapley_values(tiny_classifier, images, name, budget, tolerance):
-    v = MaskedClassifier(tiny_classifier("dinov2_with_registers"))
-    pixel_values, targets = images(2, 12), torch.tensor([0, 2])
-    maps = attribution_methods.load(name, classifier=v, budget=budget)(pixel_values, targets)
-    for image, target in enumerate(targets.tolist()):
-        exact = exact_shapley(v, pixel_values[image : image + 1], target)
-        assert exact.std() > 2 * tolerance
-        assert (maps[image] - exact).abs().max() < tolerance

@@ -189,7 +189,7 @@ def test_explaining(run_script):
     seconds = run_script(
         "benchmark_explaining.py", *run_script.explainer, *run_script.images, "--budget", "40", "--rounds", "2"
     )
-    assert len(seconds) == 7
+    assert len(seconds) == 9
     assert all(len(measured) == 2 and min(measured) > 0 for measured in seconds.values())
 
 
