@@ -3,6 +3,7 @@
 Labels are drawn as they are, by `parse_math=False`: matplotlib would read what stands between two "$" as a formula.
 """
 
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -146,7 +147,7 @@ def budget_curves(panels: Mapping[str, Mapping[str, Mapping[int, tuple[float, fl
             axis.fill_between(budgets, means - errors, means + errors, color=color, alpha=0.12, linewidth=0)
         axis.set_xscale("log", base=2)
         ticks = sorted({budget for points in lines.values() for budget in points if budget})
-        axis.set_xticks(ticks, [f"{budget:,}" for budget in ticks])
+        axis.set_xticks(ticks, [f"{budget:,}" for budget in ticks], rotation=45)  # 1,024 and 2,000 stand close together
         axis.set_xlabel("forwards of the classifier per image")
         axis.set_ylabel("percent")
         axis.grid(alpha=0.3)
@@ -247,7 +248,13 @@ def drawable(text: str, width: float, longest: int = 80) -> str:
     """
     text = "".join(character if character.isprintable() else " " for character in text)
     text = text if len(text) <= longest else f"{text[: longest - 30]}…{text[-29:]}"
-    return textwrap.fill(text, max(8, int(11 * width)))
+    return _Wrapper(max(8, int(11 * width))).fill(text)
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines at spaces, and behind the joints of names such as n01440764_tench."""
+
+    wordsep_re = re.compile(r"(\s+)|(?<=[-_/])")
 
 
 def darken(figure: Figure) -> None:

@@ -13,7 +13,9 @@ from PIL import Image
 from salvage_hf.data.marks import PICTURE_FORMATS, made_here
 from salvage_hf.evaluation.plots import (
     bars,
+    budget_curves,
     curves,
+    drawable,
     file_content,
     matrices,
     picture_grid,
@@ -78,6 +80,38 @@ def test_meanings_of_the_colours_stand_beside_each_other(columns, meanings):
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     assert boxes[0].x0 >= 0
     assert boxes[-1].x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("n01440764_tench", ["n01440764_", "tench"]),
+        ("n02102040_english_springer", ["n02102040_", "english_", "springer"]),
+        ("an english springer", ["an english", "springer"]),
+        ("train/dogs/wire-haired", ["train/dogs/", "wire-haired"]),
+        ("a_b_c", ["a_b_c"]),
+        ("n0144076412345678", ["n01440764123", "45678"]),
+    ],
+)
+def test_labels_break_at_the_joints_of_names(text, lines):
+    assert drawable(text, width=12 / 11) == "\n".join(lines)
+
+
+def test_neighbouring_budgets_have_labels_apart():
+    """Two parallel labels are apart where one is past the other's end, or on a line of its own."""
+    points = dict.fromkeys((16, 64, 256, 1024, 2000), (0.5, 0.1))
+    figure = budget_curves({"SRG": {"RISE": points}, "R-SRG": {"RISE": points}})
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        labels = axis.get_xticklabels()
+        for left, right in itertools.pairwise(labels):
+            between = axis.transData.transform((right.get_position()[0], 0)) - axis.transData.transform(
+                (left.get_position()[0], 0)
+            )
+            turned = np.deg2rad(right.get_rotation())
+            left.set_rotation(0)  # whose extent is then that of its letters
+            box = left.get_window_extent()
+            assert between[0] * np.cos(turned) > box.width or between[0] * np.sin(turned) > box.height
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
