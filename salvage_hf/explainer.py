@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 Picture = str | Path | Image.Image
 
 #: The methods of a classifier that has no explainer, the best for their cost first; the first that suits it is taken.
-#: SRG on 200 photographs of ImageNette and the cost in forwards (model_cards/imagenette/README.md): conservative LRP
-#: 41.3 for 1.8, GradCAM 34.2 for 1.1, GradCAM++ (which needs no captum) 29.2 for 1.1. Where none is possible, RISE: on
-#: 100 of them 38.3 for 256 (`RISE_BUDGET`), 42.9 for 2,000. Up to 256 no estimator was better, at 2,000 SVARM (51.3).
+#: SRG on 200 photographs of ImageNette and the cost in forwards (model_cards/imagenette/README.md, 256 patches):
+#: conservative LRP 49.8 for 1.8, GradCAM 34.8 for 1.1, GradCAM++ (which needs no captum) 29.4 for 1.1. Where none is
+#: possible, RISE: on 100 of them 31.2 for 256 (`RISE_BUDGET`), 41.2 for 2,000. Up to 1,024 no estimator was better.
 DEFAULT_METHODS = ("conservative_lrp", "gradcam", "gradcam_plus_plus", "rise")
 RISE_BUDGET = 256
 

@@ -248,13 +248,16 @@ def drawable(text: str, width: float, longest: int = 80) -> str:
     """
     text = "".join(character if character.isprintable() else " " for character in text)
     text = text if len(text) <= longest else f"{text[: longest - 30]}…{text[-29:]}"
-    return _Wrapper(max(8, int(11 * width))).fill(text)
+    return _Wrapper(max(8, int(11 * width)), break_on_hyphens=False).fill(text)
 
 
 class _Wrapper(textwrap.TextWrapper):
-    """Breaks lines at spaces, and behind the joints of names such as n01440764_tench."""
+    """Breaks lines at spaces, and words that are longer than a line behind their joints: n01440764_, tench."""
 
-    wordsep_re = re.compile(r"(\s+)|(?<=[-_/])")
+    def _split(self, text: str) -> list[str]:
+        words = super()._split(text)  # type: ignore[misc]  # "possibly useful to subclasses", its source says
+        parts = (re.split(r"(?<=[-_/])", word) if len(word) > self.width else [word] for word in words)
+        return [part for of_word in parts for part in of_word if part]
 
 
 def darken(figure: Figure) -> None:

@@ -88,6 +88,7 @@ def test_meanings_of_the_colours_stand_beside_each_other(columns, meanings):
         ("n01440764_tench", ["n01440764_", "tench"]),
         ("n02102040_english_springer", ["n02102040_", "english_", "springer"]),
         ("an english springer", ["an english", "springer"]),
+        ("of a wire-haired dog", ["of a", "wire-haired", "dog"]),
         ("train/dogs/wire-haired", ["train/dogs/", "wire-haired"]),
         ("a_b_c", ["a_b_c"]),
         ("n0144076412345678", ["n01440764123", "45678"]),
