@@ -36,8 +36,9 @@ Picture = str | Path | Image.Image
 
 #: The methods of a classifier that has no explainer, the best for their cost first; the first that suits it is taken.
 #: SRG on 200 photographs of ImageNette and the cost in forwards (model_cards/imagenette/README.md, 256 patches):
-#: conservative LRP 49.8 for 1.8, GradCAM 34.8 for 1.1, GradCAM++ (which needs no captum) 29.4 for 1.1. Where none is
-#: possible, RISE: on 100 of them 31.2 for 256 (`RISE_BUDGET`), 41.2 for 2,000. Up to 1,024 no estimator was better.
+#: conservative LRP 49.8 for 1.8, GradCAM 34.8 for 1.1, GradCAM++ (which needs no captum) 29.4 for 1.1; the last layer's
+#: attention (34.1 for 1.0) is the same for every class. Where none is possible, RISE: on 100 of them 31.2 for 256
+#: (`RISE_BUDGET`), 41.2 for 2,000. Up to 1,024 no estimator was better.
 DEFAULT_METHODS = ("conservative_lrp", "gradcam", "gradcam_plus_plus", "rise")
 RISE_BUDGET = 256
 

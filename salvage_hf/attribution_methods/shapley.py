@@ -59,7 +59,7 @@ def kernelshap(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) 
     least_budget=lambda num_patches: 2,
 )
 def svarm(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Method:
-    """Shapley values of v(S) without marginal contributions, from `budget` subsets per image (Stratified SVARM).
+    """Shapley values of v(S) without marginal contributions, from `budget` subsets per image: Stratified SVARM, varied.
 
     The Shapley value of a patch is 1/N times the sum, over the sizes s, of the mean of v over all subsets of s patches
     with it, less the mean over those of s - 1 patches without it. Each of these 2 N means is estimated by itself, and
@@ -67,9 +67,10 @@ def svarm(classifier: MaskedClassifier, seed: int = 0, budget: int = 2000) -> Me
     patches too where the budget has room for them and for one subset of every other size; the rest are random subsets,
     their sizes spread evenly over what is left.
 
-    The authors first ask about every mean once, which takes more than 2,000 forwards from 32 patches on. Here a mean of
-    which no subset was drawn is interpolated over the sizes, between the nearest of the same patch that are known; at
-    the ends stand v of no patch and v of all patches.
+    Three things are not the authors'. They begin with a subset for every mean, which takes more than a budget of 2,000
+    where there are many patches; here a mean of which no subset was drawn is interpolated over the sizes, between the
+    nearest of the same patch that are known, with v of no patch and of all patches at the ends. They draw sizes by
+    another law. And they ask about all subsets of 1 and of N - 1 patches whatever the budget is.
     """
 
     @torch.no_grad()
@@ -107,9 +108,11 @@ def _subsets_of_svarm(num_patches: int, budget: int, generator: KeyedGenerator) 
 class _Strata:
     """Sums of v over the subsets of each size that show a patch, and over all of each size.
 
+    No patch and all patches must be among the subsets before `shapley_values` is called.
+
     Attributes:
         showing: float64 [2, B, N + 1, N], the sum of v and the number of subsets, for each image, size and shown patch.
-        all: float64 [2, B, N + 1], the same for each image and size; sizes 0 and N must have been drawn at last.
+        all: float64 [2, B, N + 1], the same for each image and size.
     """
 
     def __init__(self, batch_size: int, num_patches: int, device: torch.device):
